@@ -1,0 +1,1 @@
+"""Pure float maths: physical work to seconds, joules, bytes and dollars."""

@@ -1,0 +1,57 @@
+"""The narrow waist: physical work in, seconds and joules out. No model graph and no device names here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = float | NDArray[np.float64]
+KernelClass = Literal["matmul", "attention_prefill", "attention_decode", "elementwise"]
+Provenance = Literal["analytic", "calibrated", "measured", "mixed"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Physical work of one operator in one phase. Numeric fields are floats or arrays that broadcast.
+
+    Attributes:
+        kernel: class of kernel, which picks the formula.
+        profile: name of the device's kernel profile to use, e.g. "gemm_weight_only".
+        compute: compute kind whose rate bounds the multiply-adds, e.g. "bf16".
+        flop: matrix multiply-add work, 2 per multiply-add.
+        vector_flop: element-wise work (softmax exponentials, dequantization, activation quantization).
+        read_bytes, write_bytes: traffic of the main memory tier, scales and zero points included.
+        rows: m of a matrix product (tokens), else 1; parallel: independent thread blocks (batch x KV heads
+            for decode attention), else 1; context: positions attended to, else 1.
+        n_launches: kernels launched.
+    """
+
+    kernel: KernelClass
+    profile: str
+    compute: str
+    flop: Floats = 0.0
+    vector_flop: Floats = 0.0
+    read_bytes: Floats = 0.0
+    write_bytes: Floats = 0.0
+    rows: Floats = 1.0
+    parallel: Floats = 1.0
+    context: Floats = 1.0
+    n_launches: Floats = 1.0
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """What ``Work`` costs on a device; arrays have the broadcast shape of the work.
+
+    ``compute_time_s`` and ``memory_time_s`` are the two roofs (without the launch floor), which say what
+    binds. ``energy_j`` is the dynamic energy alone where static power is unknown.
+    """
+
+    time_s: Floats
+    energy_j: Floats
+    compute_time_s: Floats
+    memory_time_s: Floats
+    provenance: Provenance

@@ -1,0 +1,1 @@
+"""Emulated quantized forward passes of real models."""

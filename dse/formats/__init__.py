@@ -1,0 +1,1 @@
+"""Number formats: types, the grammar of their names, and exact storage sizes."""

@@ -1,0 +1,69 @@
+"""Sizes as functions of a workload: polynomials in (batch, query length, context length).
+
+``context`` is the number of positions attended to, so it includes the query: a prefill of P tokens has
+query = context = P, and a decode step after p cached tokens has query = 1 and context = p + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Powers = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A polynomial: ``terms`` are ((batch power, query power, context power), coefficient), sorted.
+
+    Coefficients are non-zero; the empty tuple is the constant 0.
+    """
+
+    terms: tuple[tuple[Powers, float], ...] = ()
+
+    @classmethod
+    def constant(cls, value: float) -> Extent:
+        """Return the extent that is ``value`` for every workload."""
+        return cls(((((0, 0, 0)), float(value)),)) if value else cls()
+
+    @classmethod
+    def of(cls, terms: dict[Powers, float]) -> Extent:
+        """Build from a mapping, dropping zero coefficients and sorting the rest."""
+        return cls(tuple(sorted((p, float(c)) for p, c in terms.items() if c)))
+
+    def __call__(self, batch: ArrayLike, query: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
+        """Evaluate; the arguments broadcast, the result is float64."""
+        b, q, c = (np.asarray(a, dtype=np.float64) for a in (batch, query, context))
+        zero = np.zeros(np.broadcast_shapes(b.shape, q.shape, c.shape))
+        return sum((k * b**i * q**j * c**m for (i, j, m), k in self.terms), zero)
+
+    def __add__(self, other: Extent) -> Extent:
+        merged = dict(self.terms)
+        for powers, k in other.terms:
+            merged[powers] = merged.get(powers, 0.0) + k
+        return Extent.of(merged)
+
+    def __mul__(self, other: Extent | float) -> Extent:
+        if not isinstance(other, Extent):
+            return Extent.of({p: k * other for p, k in self.terms})
+        merged: dict[Powers, float] = {}
+        for (i, j, m), k in self.terms:
+            for (r, s, t), x in other.terms:
+                powers = (i + r, j + s, m + t)
+                merged[powers] = merged.get(powers, 0.0) + k * x
+        return Extent.of(merged)
+
+    __rmul__ = __mul__
+
+
+def total(extents: tuple[Extent, ...] | list[Extent]) -> Extent:
+    """Return the sum of any number of extents."""
+    return reduce(Extent.__add__, extents, Extent())
+
+
+def volume(shape: tuple[Extent, ...]) -> Extent:
+    """Return the number of elements of a tensor whose dimensions are ``shape``."""
+    return reduce(Extent.__mul__, shape, Extent.constant(1))

@@ -1,0 +1,170 @@
+"""The operator graph: what a transformer computes, with every size a function of the workload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, get_args
+
+from dse.graph.extent import Extent, total
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+OpKind = Literal[
+    "linear", "attention", "embedding", "norm", "activation", "elementwise", "rope", "gather", "other"
+]
+OP_KINDS: tuple[OpKind, ...] = get_args(OpKind)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Head geometry of an attention operator; ``window`` bounds the context where it slides."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of the graph.
+
+    Attributes:
+        name: unique in its block, the module path below the block (``self_attn.q_proj``); operators outside
+            the blocks carry their full module path (``model.embed_tokens``, ``lm_head``).
+        kind: what it computes.
+        parameters: elements of the parameters it owns. A tied matrix is owned by the first operator that
+            uses it; the others have 0 here and name it in ``tied_to``.
+        weight_shape: (outputs, inputs) of a linear or (rows, width) of an embedding; None otherwise.
+        flop: 2 per multiply-add. For linears and attention products this equals what
+            ``torch.utils.flop_counter`` counts; element-wise work is in ``vector_flop``.
+        vector_flop: element-wise operations, outside the flop counter's view.
+        read_elements: activation elements read (without weights and without the KV cache).
+        write_elements: activation elements written.
+        kv_read_elements: cached key and value elements read; ``kv_write_elements``: appended.
+        attention: head geometry for kind "attention".
+        tied_to: full name of the operator that owns the shared matrix.
+    """
+
+    name: str
+    kind: OpKind
+    parameters: int = 0
+    weight_shape: tuple[int, int] | None = None
+    has_bias: bool = False
+    flop: Extent = Extent()
+    vector_flop: Extent = Extent()
+    read_elements: Extent = Extent()
+    write_elements: Extent = Extent()
+    kv_read_elements: Extent = Extent()
+    kv_write_elements: Extent = Extent()
+    input_shapes: tuple[tuple[Extent, ...], ...] = ()
+    output_shapes: tuple[tuple[Extent, ...], ...] = ()
+    attention: Attention | None = None
+    tied_to: str | None = None
+
+    @property
+    def role(self) -> str:
+        """The last part of the name, which runtimes tie by: ``q_proj``, ``down_proj``, ``lm_head``."""
+        return self.name.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Data flow from one operator to another inside a block; ``elements`` cross it.
+
+    ``source`` or ``target`` is "" where the data enters or leaves the block.
+    """
+
+    source: str
+    target: str
+    elements: Extent
+
+
+@dataclass(frozen=True)
+class Block:
+    """A repeated part of the model: its operators are stored once, for all the layers in ``layers``.
+
+    ``layers`` is empty for the part before the first and the part after the last transformer block.
+    ``prefix`` is the module path with ``{layer}`` for the index, e.g. ``model.layers.{layer}``.
+    """
+
+    prefix: str
+    layers: tuple[int, ...]
+    ops: tuple[Op, ...]
+    edges: tuple[Edge, ...] = ()
+
+    def full_name(self, op: Op, layer: int | None = None) -> str:
+        """Return the module path of ``op`` in one layer, e.g. ``model.layers.3.self_attn.q_proj``."""
+        return op.name if layer is None else f"{self.prefix.format(layer=layer)}.{op.name}"
+
+    @property
+    def repeats(self) -> int:
+        """How many times the block occurs."""
+        return max(1, len(self.layers))
+
+    def sum(self, field: str) -> Extent:
+        """Return the sum of an Extent field over the operators of one occurrence."""
+        return total([getattr(op, field) for op in self.ops])
+
+
+@dataclass(frozen=True)
+class OperatorGraph:
+    """A traced transformer.
+
+    Attributes:
+        model: display name; ``config_hash``: content hash of the configuration it was traced from.
+        prologue: operators before the first block (embeddings); epilogue: after the last (norm, lm_head).
+        blocks: distinct block templates; together their ``layers`` are 0..n_layers-1.
+        hidden_size: width of the residual stream, which is what crosses a pipeline cut.
+        parameters: equals the module's own count, shared matrices once.
+    """
+
+    model: str
+    config_hash: str
+    prologue: Block
+    blocks: tuple[Block, ...]
+    epilogue: Block
+    hidden_size: int
+    vocab_size: int
+    parameters: int
+    dtype: str = "bfloat16"
+    max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        covered = sorted(layer for block in self.blocks for layer in block.layers)
+        if covered != list(range(len(covered))):
+            raise ValueError(f"block layers must cover 0..n-1 once each, but got {covered}")
+
+    @cached_property
+    def n_layers(self) -> int:
+        """Number of transformer blocks."""
+        return sum(len(block.layers) for block in self.blocks)
+
+    @cached_property
+    def block_of_layer(self) -> tuple[Block, ...]:
+        """The block template of each layer, in order."""
+        of = {layer: block for block in self.blocks for layer in block.layers}
+        return tuple(of[layer] for layer in range(self.n_layers))
+
+    @property
+    def parts(self) -> tuple[Block, ...]:
+        """Prologue, block templates, epilogue."""
+        return (self.prologue, *self.blocks, self.epilogue)
+
+    def total(self, field: str) -> Extent:
+        """Return the whole-model sum of an Extent field, repeats counted."""
+        return total([part.sum(field) * part.repeats for part in self.parts])
+
+    @cached_property
+    def kv_elements_per_token(self) -> int:
+        """Key and value elements that one token adds to the cache, over all layers."""
+        per_token = self.total("kv_write_elements")(1, 1, 1)
+        return round(float(per_token))
+
+    def nx(self) -> nx.DiGraph:
+        """Return a networkx view with one node per operator and layer; changing it changes nothing here."""
+        from dse.graph.view import to_networkx
+
+        return to_networkx(self)

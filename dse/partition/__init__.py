@@ -1,0 +1,1 @@
+"""Bits, partition and micro-batches together, solved exactly with OR-Tools."""

@@ -1,0 +1,159 @@
+"""What a search decides: the precision of every unit, and which devices run which layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dse.content import content_hash
+from dse.errors import ConfigError
+from dse.formats.grammar import parse_precision
+from dse.formats.precision import Precision
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Precision of every unit, in model order. A unit is the smallest part that a search decides on."""
+
+    items: tuple[tuple[str, Precision], ...]
+
+    def __post_init__(self) -> None:
+        names = [unit for unit, _ in self.items]
+        if len(set(names)) != len(names):
+            raise ConfigError("a unit is assigned twice", path="assignment")
+
+    @cached_property
+    def by_unit(self) -> dict[str, Precision]:
+        """Mapping view; do not change it."""
+        return dict(self.items)
+
+    @classmethod
+    def uniform(cls, units: tuple[str, ...], precision: Precision) -> Assignment:
+        """Give every unit the same precision."""
+        return cls(tuple((unit, precision) for unit in units))
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash, the key of cached evaluations."""
+        return content_hash(self.to_json())
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """Return {unit: {"weights", "activations", "kv"}}."""
+        return {unit: precision.to_json() for unit, precision in self.items}
+
+    @classmethod
+    def from_json(cls, document: dict[str, dict[str, str]]) -> Assignment:
+        """Read what ``to_json`` wrote."""
+        return cls(tuple((unit, parse_precision(names)) for unit, names in document.items()))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A contiguous range of layers on one device, or on several with tensor parallelism.
+
+    ``layers`` is (first, last + 1). The stage with layer 0 also holds the embedding, and the stage with the
+    last layer the final norm and the output head.
+    """
+
+    devices: tuple[str, ...]
+    layers: tuple[int, int]
+    tensor_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        first, end = self.layers
+        if not 0 <= first < end:
+            raise ConfigError(
+                f"must be [first, last + 1] with first < last + 1, but got {list(self.layers)}",
+                path="stages.layers",
+                value=self.layers,
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {"devices", "tensor_parallel", "layers"}."""
+        return {
+            "devices": list(self.devices),
+            "tensor_parallel": self.tensor_parallel,
+            "layers": list(self.layers),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An assignment with its arrangement. Predicted and measured numbers are kept apart, elsewhere."""
+
+    model: str
+    cluster: str
+    assignment: Assignment
+    stages: tuple[Stage, ...]
+    prefill_micro_batch: int
+    decode_micro_batch: int
+    granularity: str = "block"
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        expected = 0
+        for stage in self.stages:
+            if stage.layers[0] != expected:
+                raise ConfigError(
+                    f"stages must be contiguous: expected layer {expected}, but got {stage.layers[0]}",
+                    path="stages",
+                )
+            expected = stage.layers[1]
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash over everything but the name."""
+        document = self.to_json()
+        document.pop("name", None)
+        return content_hash(document)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan document that ``dse plan --json`` and ``plan.json`` carry."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "cluster": self.cluster,
+            "granularity": self.granularity,
+            "stages": [stage.to_json() for stage in self.stages],
+            "assignment": self.assignment.to_json(),
+            "prefill_micro_batch": self.prefill_micro_batch,
+            "decode_micro_batch": self.decode_micro_batch,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Plan:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ConfigError: a key is missing or unknown, or a value is not allowed.
+        """
+        known = {
+            "name",
+            "model",
+            "cluster",
+            "granularity",
+            "stages",
+            "assignment",
+            "prefill_micro_batch",
+            "decode_micro_batch",
+        }
+        for key in known - {"name", "granularity"} - document.keys():
+            raise ConfigError("is missing", path=key)
+        return cls(
+            model=document["model"],
+            cluster=document["cluster"],
+            assignment=Assignment.from_json(document["assignment"]),
+            stages=tuple(
+                Stage(
+                    tuple(stage["devices"]),
+                    (stage["layers"][0], stage["layers"][1]),
+                    stage["tensor_parallel"],
+                )
+                for stage in document["stages"]
+            ),
+            prefill_micro_batch=document["prefill_micro_batch"],
+            decode_micro_batch=document["decode_micro_batch"],
+            granularity=document.get("granularity", "block"),
+            name=document.get("name", ""),
+        )

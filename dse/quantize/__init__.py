@@ -1,0 +1,1 @@
+"""Quantizers: from full-precision weights to the values a format can hold."""

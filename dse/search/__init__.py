@@ -1,0 +1,1 @@
+"""Multi-objective search over precisions: Pareto fronts, knapsacks, Optuna."""

@@ -1,0 +1,1 @@
+"""Sensitivity metrics: penalty of every unit at every precision."""

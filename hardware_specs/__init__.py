@@ -1,0 +1,1 @@
+"""What devices, links, clusters and runtimes are. Knows nothing of language models."""

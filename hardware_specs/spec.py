@@ -1,0 +1,263 @@
+"""The typed contents of a spec file: devices, links, clusters and runtimes. No language models here.
+
+All numbers are SI base units and **dense** peaks (1 multiply-add is 2 FLOP). A value that nobody published
+is None, and whoever needs it says so; it is never replaced by a guess here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from dse.errors import ConfigError, UnsupportedOnDevice
+
+DeviceClass = Literal["datacenter_gpu", "desktop_gpu", "edge_gpu", "npu", "asic", "wafer", "cpu"]
+Support = Literal["native", "emulated", "unsupported"]
+LinkKind = Literal["scale_up", "scale_out", "host"]
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """Where one number of a spec file comes from; ``path`` is its dotted path in the file."""
+
+    path: str
+    value: float
+    unit: str
+    source: str
+    confidence: str = "high"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ComputePath:
+    """What a device does with one compute kind ("fp16", "bf16", "fp8", "int8", "int4", "mxfp4", ...).
+
+    Attributes:
+        support: "native" (the multiply-add array consumes it), "emulated" (storage only: up-converted to
+            ``compute_as`` first and run at that rate), "unsupported".
+        dense_flop_per_s: native rate, None where it was never published.
+        reason: why it is not usable, where that is the case.
+    """
+
+    kind: str
+    support: Support
+    dense_flop_per_s: float | None = None
+    compute_as: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryTier:
+    """A memory, fast to slow in ``HardwareSpec.memory``. The main tier is where weights and KV live."""
+
+    name: str
+    kind: str
+    capacity_bytes: float
+    bandwidth_bytes_per_s: float | None
+    energy_j_per_bit: float | None = None
+    main: bool = False
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way to other devices; the bandwidth is per direction and per device."""
+
+    name: str
+    kind: LinkKind
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    energy_j_per_bit: float | None = None
+    max_devices: int | None = None
+
+
+@dataclass(frozen=True)
+class KernelProfile:
+    """How well one class of kernels does on one device: constants of the smooth roofline.
+
+    ``t = floor_s + ((flop_time/flop_eff_frac)^p + (byte_time/byte_eff_frac)^p)^(1/p)``, p = ``exponent``.
+    ``provenance`` is "calibrated" for constants fitted to measurements of this device and "analytic" for
+    family defaults.
+    """
+
+    name: str
+    flop_eff_frac: float
+    byte_eff_frac: float
+    floor_s: float
+    exponent: float
+    provenance: Literal["analytic", "calibrated"]
+    source: str
+
+
+@dataclass(frozen=True)
+class Power:
+    """Board power. Static power is drawn whenever the device is on; dynamic energy comes on top of it."""
+
+    tdp_w: float | None
+    static_w: float | None
+    energy_j_per_flop: dict[str, float] = field(default_factory=dict, hash=False)
+    main_memory_j_per_bit: float | None = None
+    static_note: str = ""
+
+
+@dataclass(frozen=True)
+class HardwareSpec:
+    """One device as its spec file states it."""
+
+    name: str
+    vendor: str
+    device_class: DeviceClass
+    description: str
+    compute: tuple[ComputePath, ...]
+    memory: tuple[MemoryTier, ...]
+    links: tuple[Link, ...]
+    power: Power
+    kernels: tuple[KernelProfile, ...]
+    n_cores: int | None = None
+    clock_hz: float | None = None
+    reserve_bytes: float = 0.0
+    price_usd_per_h: float | None = None
+    year: int | None = None
+    sources: tuple[Sourced, ...] = ()
+    content_hash: str = ""
+
+    @cached_property
+    def main_memory(self) -> MemoryTier:
+        """The tier that holds weights and KV cache."""
+        return next(tier for tier in self.memory if tier.main)
+
+    def path(self, kind: str) -> ComputePath:
+        """Return the compute path of a kind.
+
+        Raises:
+            UnsupportedOnDevice: the spec file does not list the kind.
+        """
+        for entry in self.compute:
+            if entry.kind == kind:
+                return entry
+        raise UnsupportedOnDevice(self.name, kind, known=[entry.kind for entry in self.compute])
+
+    def rate_flop_per_s(self, kind: str) -> float:
+        """Return the dense rate at which a kind runs, following ``compute_as`` for emulated kinds.
+
+        Raises:
+            UnsupportedOnDevice: no path, or the rate was never published.
+        """
+        entry = self.path(kind)
+        usable = [e.kind for e in self.compute if e.support != "unsupported"]
+        if entry.support == "unsupported":
+            raise UnsupportedOnDevice(
+                self.name, kind, known=usable, reason=entry.reason or f"{kind} has no path"
+            )
+        if entry.support == "emulated" and entry.compute_as:
+            return self.rate_flop_per_s(entry.compute_as)
+        if entry.dense_flop_per_s is None:
+            raise UnsupportedOnDevice(
+                self.name, kind, known=usable, reason=f"the {kind} rate is not published"
+            )
+        return entry.dense_flop_per_s
+
+    def kernel(self, name: str) -> KernelProfile:
+        """Return a kernel profile by name; every loaded spec has all of ``KERNEL_NAMES``."""
+        for entry in self.kernels:
+            if entry.name == name:
+                return entry
+        raise ConfigError(
+            f"{self.name} has no kernel profile '{name}'",
+            value=name,
+            allowed=[entry.name for entry in self.kernels],
+        )
+
+    def link(self, kind: LinkKind) -> Link | None:
+        """Return the first link of a kind, or None."""
+        return next((entry for entry in self.links if entry.kind == kind), None)
+
+
+KERNEL_NAMES = (
+    "gemm",  # matrix product in a native 16-bit kind
+    "gemm_fp8",  # fp8 weights and activations, activations quantized on the fly
+    "gemm_int8",  # int8 weights and activations
+    "gemm_fp4",  # 4-bit floating-point weights and activations (nvfp4, mxfp4)
+    "gemm_weight_only",  # low-bit weights expanded to the 16-bit activation kind inside the kernel
+    "attention_prefill",
+    "attention_decode",
+    "elementwise",
+)
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """One machine: devices of one type joined by a scale-up link (None for a single device)."""
+
+    name: str
+    device: str
+    n_devices: int
+    intra_link: Link | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes joined by a network. Device names are ``node/index``, e.g. ``jetson/0``.
+
+    ``specs`` maps each device type to its spec; ``inter_link`` joins nodes (None for a single node).
+    ``price_usd_per_h`` is the sum of the devices' prices, or None if any is unknown.
+    """
+
+    name: str
+    description: str
+    nodes: tuple[ClusterNode, ...]
+    inter_link: Link | None
+    specs: dict[str, HardwareSpec] = field(hash=False)
+    source: str = ""
+    content_hash: str = ""
+
+    @cached_property
+    def devices(self) -> tuple[tuple[str, str], ...]:
+        """(device name, device type) of every device, in file order."""
+        return tuple(
+            (f"{node.name}/{index}", node.device) for node in self.nodes for index in range(node.n_devices)
+        )
+
+    def spec_of(self, device: str) -> HardwareSpec:
+        """Return the spec of a device by its name in the cluster."""
+        types = dict(self.devices)
+        if device not in types:
+            raise ConfigError(f"cluster '{self.name}' has no device '{device}'", value=device, allowed=types)
+        return self.specs[types[device]]
+
+    def link_between(self, first: str, second: str) -> Link:
+        """Return the link that a transfer between two devices of the cluster uses.
+
+        Raises:
+            ConfigError: the file gives no link between them.
+        """
+        node_a, node_b = first.partition("/")[0], second.partition("/")[0]
+        if node_a == node_b:
+            node = next(entry for entry in self.nodes if entry.name == node_a)
+            link = node.intra_link
+        else:
+            link = self.inter_link
+        if link is None:
+            raise ConfigError(f"cluster '{self.name}' has no link between '{first}' and '{second}'")
+        return link
+
+
+@dataclass(frozen=True)
+class RuntimeProfile:
+    """What a serving runtime can load, so that a search only makes plans that somebody can serve.
+
+    Attributes:
+        ties: groups of linear roles that must share a precision.
+        weight_formats, activation_formats, kv_formats: allowed format names; None allows all.
+        kv_is_global: whether the KV cache has one precision for all layers.
+        mixed_within_layer: whether units of one layer may differ.
+    """
+
+    name: str
+    description: str
+    ties: tuple[tuple[str, ...], ...] = ()
+    weight_formats: tuple[str, ...] | None = None
+    activation_formats: tuple[str, ...] | None = None
+    kv_formats: tuple[str, ...] | None = None
+    kv_is_global: bool = False
+    source: str = ""

@@ -1,0 +1,1 @@
+"""What a person writes to describe an experiment, and the runner."""
