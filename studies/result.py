@@ -15,8 +15,9 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the analytic models say of a plan. ``energy_excludes_static`` names devices of unknown static power.
+    """What the analytic models say of a plan.
 
+    ``energy_excludes_static`` names the devices whose static power is unknown and therefore left out.
     ``kl_nats`` is the additive prediction (sum of unit sensitivities); ``effective_bits`` counts all
     parameters, ``linear_effective_bits`` the linears of the blocks only.
     """

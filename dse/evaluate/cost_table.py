@@ -17,8 +17,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs of every choice. Axis letters: P phase (prefill, decode), M micro-batch size, D device type,
-    U unit, Q precision, L layer.
+    """Costs of every choice.
+
+    Axis letters: P phase (prefill, decode), M micro-batch size, D device type, U unit, Q precision, L layer.
 
     Attributes:
         units, devices, precisions, micro_batches: what the axes mean, in order.
