@@ -41,6 +41,7 @@ class ConfigError(DseError, ValueError):
         value: object = None,
         allowed: Iterable[str] | None = None,
     ) -> None:
+        self.message = message
         self.file = file
         self.path = path
         self.value = value

@@ -1,0 +1,61 @@
+"""The ``dse`` program: registers the commands and turns expected errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from dse.cli import (
+    cost,
+    devices,
+    evaluate,
+    models,
+    plan,
+    report,
+    run,
+    search,
+    sensitivity,
+    trace,
+)
+from dse.cli.output import fail
+from dse.errors import DseError
+
+app = typer.Typer(
+    name="dse",
+    help=__doc__ and "Which precision for every part of a model, on which devices, and what will it cost?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for module in (run, search, models, devices, trace, cost, sensitivity, plan, evaluate, report):
+    module.register(app)
+
+
+@app.callback()
+def options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of expected errors.")) -> None:
+    """Which precision for every part of a model, on which devices, and what will it cost?"""
+    os.environ["DSE_DEBUG"] = "1" if debug else os.environ.get("DSE_DEBUG", "")
+
+
+def main() -> None:
+    """Run the command line; the process ends with 0 done, 2 bad input, 3 no feasible plan, 130 interrupted."""
+    try:
+        app()
+    except DseError as error:
+        if os.environ.get("DSE_DEBUG"):
+            raise
+        sys.exit(fail(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(fail("interrupted; finished work is kept, --resume goes on", 130))
+    except BrokenPipeError:
+        # The reader of our output (head, less) left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Where output goes: results to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+
+
+def emit_json(document: Any) -> None:
+    """Write one JSON document to stdout and nothing else."""
+    typer.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def fail(message: str, exit_code: int) -> int:
+    """Write one error line to stderr and return the exit code."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return exit_code
+
+
+def note(message: str) -> None:
+    """Write one line of progress or advice to stderr."""
+    typer.echo(message, err=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric_from: int = 1) -> None:
+    """Print a table to stdout; columns from ``numeric_from`` on are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if sys.stdout.isatty() else 200
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        drawn.add_column(name, justify="right" if index >= numeric_from else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    Console(width=width, highlight=False, markup=False).print(drawn)
+
+
+def si(value: float | None, unit: str, digits: int = 3) -> str:
+    """Return a number with an SI prefix, e.g. ``12.3 ms``; None is written as "unknown"."""
+    if value is None:
+        return "unknown"
+    if value == 0:
+        return f"0 {unit}"
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"),
+                           (1e-6, "µ"), (1e-9, "n")):
+        if abs(value) >= factor:
+            return f"{value / factor:.{digits}g} {prefix}{unit}"
+    return f"{value:.{digits}g} {unit}"
