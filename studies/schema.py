@@ -182,9 +182,8 @@ def _workload(parsed: _WorkloadFile, file: str, prefix: str = "") -> Workload:
     try:
         return Workload(**fields)
     except ConfigError as error:
-        raise ConfigError(
-            str(error).removeprefix("workload.").replace("workload.", prefix), file=file
-        ) from error
+        path = prefix + (error.path or "").removeprefix("workload.")
+        raise ConfigError(error.message, file=file, path=path, value=error.value) from error
 
 
 @cache
@@ -228,7 +227,8 @@ def _validated(model: type[M], document: Any, file: str) -> M:
         return model.model_validate(document)
     except ValidationError as error:
         problems = error.errors()
-        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+        unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+        first = max(unknown or problems, key=lambda p: len(p["loc"]))  # the deepest says most
         raise _as_config_error(model, first, file) from error
 
 
