@@ -24,7 +24,6 @@ from dse.errors import DseError
 
 app = typer.Typer(
     name="dse",
-    help=__doc__ and "Which precision for every part of a model, on which devices, and what will it cost?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +35,9 @@ for module in (run, search, models, devices, trace, cost, sensitivity, plan, eva
 
 
 @app.callback()
-def options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of expected errors.")) -> None:
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of expected errors."),
+) -> None:
     """Which precision for every part of a model, on which devices, and what will it cost?"""
     os.environ["DSE_DEBUG"] = "1" if debug else os.environ.get("DSE_DEBUG", "")
 

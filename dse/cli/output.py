@@ -26,7 +26,9 @@ def note(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric_from: int = 1) -> None:
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numeric_from: int = 1
+) -> None:
     """Print a table to stdout; columns from ``numeric_from`` on are aligned to the right."""
     from rich import box
     from rich.console import Console
@@ -47,8 +49,17 @@ def si(value: float | None, unit: str, digits: int = 3) -> str:
         return "unknown"
     if value == 0:
         return f"0 {unit}"
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"),
-                           (1e-6, "µ"), (1e-9, "n")):
+    for factor, prefix in (
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+        (1, ""),
+        (1e-3, "m"),
+        (1e-6, "µ"),
+        (1e-9, "n"),
+    ):
         if abs(value) >= factor:
             return f"{value / factor:.{digits}g} {prefix}{unit}"
     return f"{value:.{digits}g} {unit}"

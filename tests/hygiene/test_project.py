@@ -15,17 +15,21 @@ HEAVY = ("torch", "transformers", "optuna", "ortools", "plotly", "networkx", "pa
 
 def loaded_after(code: str) -> set[str]:
     """Names of the heavy libraries that are loaded once ``code`` has run in a fresh interpreter."""
-    probe = f"import sys\n{code}\nprint(*[n for n in {HEAVY!r} if n in sys.modules], file=sys.stderr)"
+    report = f"print(*[n for n in {HEAVY!r} if n in sys.modules], file=sys.stderr)"
+    probe = f"import sys\n{code}\n{report}"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
 
 
 def command(*words: str) -> str:
     """Code that runs the command line in this interpreter and swallows its exit and output."""
-    return (
-        "import contextlib, io\nfrom dse.cli.main import app\n"
-        f"with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    app({list(words)!r})"
+    lines = (
+        "import contextlib, io",
+        "from dse.cli.main import app",
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):",
+        f"    app({list(words)!r})",
     )
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(

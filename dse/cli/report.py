@@ -1,0 +1,41 @@
+"""``dse report``: a finished study as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from dse.cli.options import JSON
+from dse.cli.output import emit_json
+from dse.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("report")(report)
+
+
+def report(
+    result: Path = typer.Argument(..., help="A result.json, or the folder that holds it."),
+    output: Path = typer.Option(None, "-o", "--output-file", help="Default: report.html beside the result."),
+    as_json: bool = JSON,
+) -> None:
+    """Rebuild the report of a result, byte for byte, with no model at hand."""
+    from studies.result import StudyResult
+
+    path = result / "result.json" if result.is_dir() else result
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError(f"cannot be read: {reason}", file=str(path)) from error
+    parsed = StudyResult.from_json(text, file=str(path))
+    from reports.build import write_report
+
+    target = output or path.with_name("report.html")
+    write_report(parsed, target)
+    if as_json:
+        emit_json({"report": str(target)})
+    else:
+        typer.echo(str(target))

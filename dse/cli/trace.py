@@ -1,0 +1,69 @@
+"""``dse trace``: the operator graph as a table, JSON or GraphML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from dse.cli.options import BATCH, JSON, MODEL, PROMPT
+from dse.cli.output import emit_json, note, si, table
+from dse.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("trace")(trace)
+
+
+def trace(
+    model: str = MODEL,
+    batch: int = BATCH,
+    prompt: int = PROMPT,
+    context: int = typer.Option(None, help="Positions attended to in a decode step; default PROMPT + 1."),
+    output: Path = typer.Option(None, "-o", "--output-file", help="Write the graph: .json or .graphml."),
+    as_json: bool = JSON,
+) -> None:
+    """Trace a model into its operator graph."""
+    from dse.graph.cache import load_graph
+    from dse.graph.summary import trace_document
+    from dse.graph.workload import Workload
+    from studies.catalogue import resolve_model
+
+    Workload(batch=batch, prompt_tokens=prompt, output_tokens=1)  # refuses what cannot be
+    if output is not None and output.suffix not in {".json", ".graphml"}:
+        raise ConfigError("the file must end in .json or .graphml", file=str(output))
+    graph = load_graph(resolve_model(model))
+    document = trace_document(graph, batch, prompt, context)
+    if output is not None:
+        from dse.content import write_atomic
+        from dse.graph.view import write_graphml
+
+        if output.suffix == ".json":
+            write_atomic(output, json.dumps(document, indent=1) + "\n")
+        else:
+            write_graphml(graph, output)
+        note(f"wrote {output}")
+    if as_json:
+        emit_json(document)
+    elif output is None:
+        totals = document["totals"]
+        table(
+            f"{document['model']}: {graph.n_layers} layers, {si(totals['parameters'], '')} parameters, prefill "
+            f"{si(totals['prefill_flop'], 'FLOP')}, decode {si(totals['decode_flop'], 'FLOP')} a step, KV cache "
+            f"{si(totals['kv_bytes_per_token'], 'B')} a token",
+            ("operator", "kind", "parameters", "FLOP", "read", "write"),
+            [
+                (
+                    op["name"],
+                    op["kind"],
+                    si(op["parameters"], ""),
+                    si(op["flop"], "FLOP"),
+                    si(op["read_bytes"], "B"),
+                    si(op["write_bytes"], "B"),
+                )
+                for op in document["operators"]
+            ],
+            numeric_from=2,
+        )
