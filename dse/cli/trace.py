@@ -22,14 +22,15 @@ def trace(
     batch: int = BATCH,
     prompt: int = PROMPT,
     context: int = typer.Option(None, help="Positions attended to in a decode step; default PROMPT + 1."),
-    output: Path = typer.Option(None, "-o", "--output-file", help="Write the graph: .json or .graphml."),
+    output: Path = typer.Option(None, "-o", "--out", help="Write the graph: .json or .graphml."),
     as_json: bool = JSON,
 ) -> None:
     """Trace a model into its operator graph."""
+    from studies.catalogue import resolve_model
+
     from dse.graph.cache import load_graph
     from dse.graph.summary import trace_document
     from dse.graph.workload import Workload
-    from studies.catalogue import resolve_model
 
     Workload(batch=batch, prompt_tokens=prompt, output_tokens=1)  # refuses what cannot be
     if output is not None and output.suffix not in {".json", ".graphml"}:
@@ -49,21 +50,21 @@ def trace(
         emit_json(document)
     elif output is None:
         totals = document["totals"]
-        table(
-            f"{document['model']}: {graph.n_layers} layers, {si(totals['parameters'], '')} parameters, prefill "
-            f"{si(totals['prefill_flop'], 'FLOP')}, decode {si(totals['decode_flop'], 'FLOP')} a step, KV cache "
-            f"{si(totals['kv_bytes_per_token'], 'B')} a token",
-            ("operator", "kind", "parameters", "FLOP", "read", "write"),
-            [
-                (
-                    op["name"],
-                    op["kind"],
-                    si(op["parameters"], ""),
-                    si(op["flop"], "FLOP"),
-                    si(op["read_bytes"], "B"),
-                    si(op["write_bytes"], "B"),
-                )
-                for op in document["operators"]
-            ],
-            numeric_from=2,
+        title = (
+            f"{document['model']}: {graph.n_layers} layers, {si(totals['parameters'], '')} parameters, "
+            f"prefill {si(totals['prefill_flop'], 'FLOP')}, decode {si(totals['decode_flop'], 'FLOP')} a step, "
+            f"KV cache {si(totals['kv_bytes_per_token'], 'B')} a token"
         )
+        rows = [
+            (
+                op["name"],
+                op["kind"],
+                si(op["parameters"], ""),
+                si(op["flop"], "FLOP"),
+                si(op["read_bytes"], "B"),
+                si(op["write_bytes"], "B"),
+            )
+            for op in document["operators"]
+        ]
+        columns = ("operator", "kind", "parameters", "FLOP", "read", "write")
+        table(title, columns, rows, numeric_from=2)
