@@ -77,7 +77,9 @@ class KernelProfile:
 
     ``t = floor_s + ((flop_time/flop_eff_frac)^p + (byte_time/byte_eff_frac)^p)^(1/p)``, p = ``exponent``.
     ``provenance`` is "calibrated" for constants fitted to measurements of this device and "analytic" for
-    family defaults.
+    family defaults. Efficiencies are fitted constants: those of kernels whose operands stay in a cache
+    exceed 1. Decode attention on GPUs also has ``context_log_s`` (per doubling of the context beyond 64) and
+    ``wave_s`` (per thread block and core); None where no fit of the device exists.
     """
 
     name: str
@@ -87,11 +89,17 @@ class KernelProfile:
     exponent: float
     provenance: Literal["analytic", "calibrated"]
     source: str
+    context_log_s: float | None = None
+    wave_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Power:
-    """Board power. Static power is drawn whenever the device is on; dynamic energy comes on top of it."""
+    """Board power. Static power is drawn whenever the device is on; dynamic energy comes on top of it.
+
+    ``main_memory_j_per_bit`` is what a bit from the main memory costs the whole board; the energy of the
+    memory tier is that of the memory device and its interface alone.
+    """
 
     tdp_w: float | None
     static_w: float | None
@@ -102,7 +110,11 @@ class Power:
 
 @dataclass(frozen=True)
 class HardwareSpec:
-    """One device as its spec file states it."""
+    """One device as its spec file states it.
+
+    ``weight_only_bits`` are the widths of integer weights that kernels expand to the activation kind on the
+    fly, next to native integer products; ``weight_only_reason`` says why other widths are absent.
+    """
 
     name: str
     vendor: str
@@ -113,8 +125,11 @@ class HardwareSpec:
     links: tuple[Link, ...]
     power: Power
     kernels: tuple[KernelProfile, ...]
+    weight_only_bits: tuple[int, ...] = ()
+    weight_only_reason: str = ""
     n_cores: int | None = None
     clock_hz: float | None = None
+    process_nm: float | None = None
     reserve_bytes: float = 0.0
     price_usd_per_h: float | None = None
     year: int | None = None
@@ -179,6 +194,7 @@ KERNEL_NAMES = (
     "gemm_int8",  # int8 weights and activations
     "gemm_fp4",  # 4-bit floating-point weights and activations (nvfp4, mxfp4)
     "gemm_weight_only",  # low-bit weights expanded to the 16-bit activation kind inside the kernel
+    "gemm_weight_only_int8",  # the same with 8-bit weights, whose kernels are other ones
     "attention_prefill",
     "attention_decode",
     "elementwise",
@@ -210,6 +226,14 @@ class Cluster:
     specs: dict[str, HardwareSpec] = field(hash=False)
     source: str = ""
     content_hash: str = ""
+    sources: tuple[Sourced, ...] = ()
+
+    @cached_property
+    def price_usd_per_h(self) -> float | None:
+        """Sum of the devices' prices, None if any is unknown."""
+        prices = [self.specs[kind].price_usd_per_h for _, kind in self.devices]
+        known = [price for price in prices if price is not None]
+        return sum(known) if len(known) == len(prices) else None
 
     @cached_property
     def devices(self) -> tuple[tuple[str, str], ...]:
@@ -248,7 +272,8 @@ class RuntimeProfile:
 
     Attributes:
         ties: groups of linear roles that must share a precision.
-        weight_formats, activation_formats, kv_formats: allowed format names; None allows all.
+        weight_formats, activation_formats, kv_formats: allowed format names, which may be glob patterns
+            ("int4_g*"); None allows all.
         kv_is_global: whether the KV cache has one precision for all layers.
         mixed_within_layer: whether units of one layer may differ.
     """
@@ -260,4 +285,6 @@ class RuntimeProfile:
     activation_formats: tuple[str, ...] | None = None
     kv_formats: tuple[str, ...] | None = None
     kv_is_global: bool = False
+    mixed_within_layer: bool = True
     source: str = ""
+    content_hash: str = ""
