@@ -47,7 +47,8 @@ class OpCost:
     """What ``Work`` costs on a device; arrays have the broadcast shape of the work.
 
     ``compute_time_s`` and ``memory_time_s`` are the two roofs (without the launch floor), which say what
-    binds. ``energy_j`` is the dynamic energy alone where static power is unknown.
+    binds. ``energy_j`` is dynamic energy: static power is drawn while a device waits, too, so it is added by
+    whoever knows how long the device is on.
     """
 
     time_s: Floats
