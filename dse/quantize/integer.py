@@ -1,0 +1,110 @@
+"""Integer formats: round to nearest on a uniform grid, min-max scales (METHODS of RTN).
+
+Grids, with b bits and rnd = round half to even:
+
+- restricted: S = absmax / (2^(b-1) - 1), codes in [-(2^(b-1) - 1), 2^(b-1) - 1]
+- full:       the same S, codes in [-2^(b-1), 2^(b-1) - 1]
+- gptq:       S = 2 absmax / (2^b - 1), codes in [-2^(b-1), 2^(b-1) - 1] (stored there with an offset of 2^(b-1))
+- asym:       S = (hi - lo) / (2^b - 1), Z = rnd(-lo / S), codes in [0, 2^b - 1], value S (q - Z), where
+  lo = min(min w, 0) and hi = max(max w, 0) so that Z is a legal code.
+
+A scale is rounded to float16 *before* it is used, because that is what is stored and counted, so the values
+are those of a deployed model. It saturates at float16's smallest and largest positive values; a group of zeros
+gets the smallest. A group with NaN or infinity becomes NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dse.formats.precision import NumberFormat
+from dse.quantize.quantizer import QUANTIZERS, Scales
+
+_HALF_MIN, _HALF_MAX = 2.0**-24, 65504.0
+
+
+class IntegerQuantizer:
+    """Round to nearest on the four integer grids."""
+
+    def tensor_scale(self, x: Tensor, fmt: NumberFormat) -> Tensor | None:  # noqa: ARG002
+        """Return None: there is no scale above the groups."""
+        return None
+
+    def fit(self, groups: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Scales:  # noqa: ARG002
+        """Return min-max scales, rounded to float16, and zero points of the asymmetric grid."""
+        high = groups.amax(-1, keepdim=True).float()
+        low = groups.amin(-1, keepdim=True).float()
+        if fmt.grid == "asym":
+            low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
+            n_steps = float((1 << fmt.bits) - 1)
+            scale = _as_half((high - low).div_(n_steps))
+            return Scales(scale, low.neg_().div_(scale).round_().clamp_(0.0, n_steps))
+        absmax = torch.maximum(high, low.neg_())
+        if fmt.grid == "gptq":
+            return Scales(_as_half(absmax.mul_(2.0 / ((1 << fmt.bits) - 1))))
+        return Scales(_as_half(absmax.div_(float((1 << (fmt.bits - 1)) - 1))))
+
+    def round_(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> None:
+        """Round in place: S * (clamp(rnd(w / S) + Z) - Z)."""
+        low, high = _code_range(fmt)
+        groups.div_(scales.scale).round_()
+        if scales.zero is None:
+            groups.clamp_(low, high)
+        else:
+            groups.add_(scales.zero).clamp_(low, high).sub_(scales.zero)
+        groups.mul_(scales.scale)
+
+    def encode(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
+        """Return clamp(rnd(w / S) + Z) as int16; symmetric codes are signed, 0 for 0.0."""
+        codes = groups.div(scales.scale).round_()
+        if scales.zero is not None:
+            codes.add_(scales.zero)
+        return codes.clamp_(*_code_range(fmt)).to(torch.int16)
+
+    def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:  # noqa: ARG002
+        """Return S * (q - Z)."""
+        values = codes.float()
+        if scales.zero is not None:
+            values.sub_(scales.zero)
+        return values.mul_(scales.scale)
+
+    def signed(self, fmt: NumberFormat) -> bool:
+        """Symmetric codes are two's complement, asymmetric ones unsigned."""
+        return fmt.grid != "asym"
+
+    def scale_codes(
+        self,
+        scale: Tensor,
+        fmt: NumberFormat,  # noqa: ARG002
+        tensor_scale: Tensor | None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the bits of the float16 scales."""
+        return scale.to(torch.float16).view(torch.int16).long() & 0xFFFF
+
+    def scale_values(
+        self,
+        codes: Tensor,
+        fmt: NumberFormat,  # noqa: ARG002
+        tensor_scale: Tensor | None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the float16 scales of their bits, as float32."""
+        signed = torch.where(codes >= 1 << 15, codes - (1 << 16), codes)
+        return signed.to(torch.int16).view(torch.float16).float()
+
+
+def _code_range(fmt: NumberFormat) -> tuple[float, float]:
+    """Return the smallest and largest code of a grid."""
+    if fmt.grid == "asym":
+        return 0.0, float((1 << fmt.bits) - 1)
+    top = float((1 << (fmt.bits - 1)) - 1)
+    return (-top, top) if fmt.grid == "restricted" else (-top - 1.0, top)
+
+
+def _as_half(scale: Tensor) -> Tensor:
+    """Round scales to positive float16 values, keep them float32; what is not finite becomes NaN."""
+    stored = scale.clamp(_HALF_MIN, _HALF_MAX).to(torch.float16).float()
+    return stored.masked_fill_(~torch.isfinite(scale), torch.nan)
+
+
+QUANTIZERS.register("int")(IntegerQuantizer())
