@@ -11,7 +11,7 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class ElementSpec:
-    """A sign bit, ``exponent_bits`` and ``mantissa_bits``; code = exponent field and mantissa field, no scale.
+    """A sign bit, ``exponent_bits`` and ``mantissa_bits``; unscaled.
 
     A magnitude code c has exponent field E = c >> mantissa_bits and mantissa field m: the value is
     m * 2^(1 - bias - mantissa_bits) for E = 0 and (1 + m / 2^mantissa_bits) * 2^(E - bias) else.

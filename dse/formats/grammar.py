@@ -85,13 +85,13 @@ def parse_format(text: str) -> NumberFormat:
     if name == "nvfp4":
         return NumberFormat("nvfp4", "e2m1", 4, "block", NVFP4_BLOCK, scale_bits=NVFP4_SCALE_BITS)
     if match := _INTEGER.fullmatch(name):
-        return _integer(int(match["bits"]), match["scope"], cast(Grid, match["grid"] or "restricted"))
+        return _integer(int(match["bits"]), match["scope"], cast("Grid", match["grid"] or "restricted"))
     if match := _FP8.fullmatch(name):
         granularity, group = _scope(match["scope"])
         return NumberFormat("minifloat", match["element"], 8, granularity, group, scale_bits=FP8_SCALE_BITS)
     if match := _MX.fullmatch(name):
         element, bits = _MX_ELEMENTS[match["base"]]
-        rule = cast(ExponentRule, match["rule"] or "floor")
+        rule = cast("ExponentRule", match["rule"] or "floor")
         return NumberFormat(
             "mx", element, bits, "block", MX_BLOCK, scale_bits=MX_SCALE_BITS, exponent_rule=rule
         )
@@ -172,7 +172,7 @@ def _scope(text: str | None) -> tuple[Granularity, int | None]:
         return "tensor", None
     if text[0] == "g":
         return "group", int(text[1:])
-    return cast(Granularity, text), None
+    return cast("Granularity", text), None
 
 
 def _integer(bits: int, scope: str | None, grid: Grid) -> NumberFormat:

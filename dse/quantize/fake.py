@@ -88,10 +88,10 @@ def fake_quantize(x: Tensor, fmt: NumberFormat) -> Tensor:
 
 
 def quantize_codes(x: Tensor, fmt: NumberFormat) -> QuantizedTensor:
-    """Return ``x`` (..., C) as codes and scales; ``dequantize`` gives what ``fake_quantize`` gives in float32.
+    """Return ``x`` (..., C) as codes and scales; ``dequantize`` equals ``fake_quantize`` in float32.
 
     Raises:
-        ConfigError: NaN or infinity in ``x`` (no code stands for it), or a "float" format (which has no codes).
+        ConfigError: NaN or infinity in ``x`` (no code stands for it), or a "float" format (no codes).
     """
     if fmt.kind == "float":
         raise ConfigError(f"'{fmt.name}' stores elements as they are, so it has no codes", value=fmt.name)
@@ -151,7 +151,7 @@ def _group_length(matrix: Tensor, fmt: NumberFormat) -> int:
 
 
 def _chunks(matrix: Tensor, length: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield (views of parts of ``matrix``, group length there), each of whole groups and about ``_CHUNK`` long."""
+    """Yield (view of a part of ``matrix``, group length there): whole groups, about ``_CHUNK`` elements."""
     columns = matrix.shape[1]
     ragged = columns % length
     if not ragged:

@@ -4,13 +4,13 @@ Grids, with b bits and rnd = round half to even:
 
 - restricted: S = absmax / (2^(b-1) - 1), codes in [-(2^(b-1) - 1), 2^(b-1) - 1]
 - full:       the same S, codes in [-2^(b-1), 2^(b-1) - 1]
-- gptq:       S = 2 absmax / (2^b - 1), codes in [-2^(b-1), 2^(b-1) - 1] (stored there with an offset of 2^(b-1))
+- gptq:       S = 2 absmax / (2^b - 1), codes in [-2^(b-1), 2^(b-1) - 1] (there offset by 2^(b-1))
 - asym:       S = (hi - lo) / (2^b - 1), Z = rnd(-lo / S), codes in [0, 2^b - 1], value S (q - Z), where
   lo = min(min w, 0) and hi = max(max w, 0) so that Z is a legal code.
 
 A scale is rounded to float16 *before* it is used, because that is what is stored and counted, so the values
-are those of a deployed model. It saturates at float16's smallest and largest positive values; a group of zeros
-gets the smallest. A group with NaN or infinity becomes NaN.
+are those of a deployed model. (They are also exact in float32: 8 + 11 bits.) It saturates at float16's
+smallest and largest positive values; a group of zeros gets the smallest. A group with NaN or infinity becomes NaN.
 """
 
 from __future__ import annotations

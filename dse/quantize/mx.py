@@ -1,14 +1,14 @@
-"""OCP Microscaling (MX) formats v1.0: blocks of 32 elements with one power-of-two scale X = 2^e, 8 bits (E8M0).
+"""OCP Microscaling (MX) v1.0: blocks of 32 elements with one power-of-two scale X = 2^e of 8 bits (E8M0).
 
 The exponent of a block, with emax the exponent and M the largest value of the element format:
 
-- floor (OCP v1.0, section 6.3): e = floor(log2 absmax) - emax. The scaled maximum lies in [2^emax, 2^(emax + 1)),
-  so what exceeds M saturates (up to 25 % of the block's maximum for E2M1).
+- floor (OCP v1.0, section 6.3): e = floor(log2 absmax) - emax. The scaled maximum lies in
+  [2^emax, 2^(emax + 1)), so what exceeds M saturates (up to 25 % of the block's maximum for E2M1).
 - ceil: e = ceil(log2(absmax / M)), the smallest with absmax <= M 2^e: nothing saturates (torchao: RCEIL).
 - even: absmax is first rounded to the element's mantissa width (half up), then floor (torchao: EVEN).
 
-e is clamped to [-127, 127]. Elements are RNE(w / X), saturating to +-M, subnormals kept. A block of zeros gets
-e = -127 (code 0); a block with NaN or infinity becomes NaN (code 255).
+e is clamped to [-127, 127]. Elements are RNE(w / X), saturating to +-M, subnormals kept. A block of zeros
+gets e = -127 (code 0); a block with NaN or infinity becomes NaN (code 255).
 
 MXINT8 elements are k / 64 with |k| <= 127: the code -128 is legal and never produced.
 """

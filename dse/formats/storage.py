@@ -1,0 +1,118 @@
+"""Exact storage: what a tensor of a format takes, scales and zero points included (METHODS section 0).
+
+bits = elements * b + scales * b_scale + zero points * b_zero (+ one 32-bit scale per tensor for NVFP4). A group
+size that does not divide the row leaves a shorter last group, which has a scale of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dse.formats.grammar import NVFP4_TENSOR_SCALE_BITS
+from dse.formats.precision import NumberFormat
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A parameter tensor as it is stored; a vector (norm, bias) has one row."""
+
+    fmt: NumberFormat
+    rows: int
+    columns: int
+
+    @property
+    def n_elements(self) -> int:
+        """Parameters."""
+        return self.rows * self.columns
+
+    @property
+    def bits(self) -> int:
+        """Stored bits with all metadata."""
+        return stored_bits(self.fmt, self.rows, self.columns)
+
+
+@dataclass(frozen=True)
+class EffectiveBits:
+    """Average stored bits of one parameter: of the linears alone, and of all parameters of the model."""
+
+    linear: float
+    whole_model: float
+
+
+def scales_per_row(fmt: NumberFormat, columns: int) -> int:
+    """Return how many scales one vector of ``columns`` elements stores; 0 if it shares the tensor's."""
+    if fmt.is_float or fmt.granularity == "tensor":
+        return 0
+    return math.ceil(columns / fmt.group_size) if fmt.group_size else 1
+
+
+def tensor_bits(fmt: NumberFormat) -> int:
+    """Return the bits that a tensor stores once: its only scale and zero point, or NVFP4's second level."""
+    if fmt.kind == "nvfp4":
+        return NVFP4_TENSOR_SCALE_BITS
+    return fmt.scale_bits + fmt.zero_bits if fmt.granularity == "tensor" else 0
+
+
+def row_bits(fmt: NumberFormat, columns: int) -> int:
+    """Return the bits of one vector of ``columns`` elements with its own scales, without the tensor's."""
+    return columns * fmt.bits + scales_per_row(fmt, columns) * (fmt.scale_bits + fmt.zero_bits)
+
+
+def stored_bits(fmt: NumberFormat, rows: int, columns: int) -> int:
+    """Return the bits of a matrix (rows = outputs, columns = inputs, the contraction axis), metadata included.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+    if rows < 1 or columns < 1:
+        raise ValueError(f"a matrix has at least one row and column, but got {rows} x {columns}")
+    return rows * row_bits(fmt, columns) + tensor_bits(fmt)
+
+
+def stored_bytes(fmt: NumberFormat, rows: int, columns: int) -> int:
+    """Return the bytes of a matrix packed into one bit stream: ceil(bits / 8)."""
+    return (stored_bits(fmt, rows, columns) + 7) // 8
+
+
+def bits_per_element(fmt: NumberFormat, rows: int, columns: int) -> float:
+    """Return the effective bits per element of one matrix."""
+    return stored_bits(fmt, rows, columns) / (rows * columns)
+
+
+def activation_bits_per_element(fmt: NumberFormat, channels: int) -> float:
+    """Return the bits per element of activation vectors of ``channels`` elements.
+
+    What a whole tensor stores once is left out: it vanishes over the tokens.
+    """
+    return row_bits(fmt, channels) / channels
+
+
+def kv_bits_per_token(fmt: NumberFormat, n_kv_heads: int, head_dim: int) -> int:
+    """Return the bits of the K and V vectors of one token in one layer, with a scale set per token and head."""
+    return 2 * n_kv_heads * row_bits(fmt, head_dim)
+
+
+def effective_bits(matrices: Iterable[StoredMatrix]) -> float:
+    """Return the average stored bits per parameter of a set of tensors.
+
+    Raises:
+        ValueError: the set is empty.
+    """
+    entries = list(matrices)
+    n_elements = sum(entry.n_elements for entry in entries)
+    if n_elements == 0:
+        raise ValueError("effective bits of no parameters are undefined")
+    return sum(entry.bits for entry in entries) / n_elements
+
+
+def model_effective_bits(linears: Iterable[StoredMatrix], others: Iterable[StoredMatrix]) -> EffectiveBits:
+    """Return effective bits of the linears of the blocks, and of the whole model.
+
+    Args:
+        linears: quantized and unquantized linears of all blocks.
+        others: embeddings, output head (once, if tied), norms, biases, in the formats they are kept in.
+    """
+    linear_entries = list(linears)
+    return EffectiveBits(effective_bits(linear_entries), effective_bits([*linear_entries, *others]))
