@@ -1,7 +1,7 @@
 """Exact storage: what a tensor of a format takes, scales and zero points included (METHODS section 0).
 
-bits = elements * b + scales * b_scale + zero points * b_zero (+ one 32-bit scale per tensor for NVFP4). A group
-size that does not divide the row leaves a shorter last group, which has a scale of its own.
+bits = elements * b + scales * b_scale + zero points * b_zero (+ one 32-bit scale per tensor for NVFP4). A
+group size that does not divide the row leaves a shorter last group, which has a scale of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def row_bits(fmt: NumberFormat, columns: int) -> int:
 
 
 def stored_bits(fmt: NumberFormat, rows: int, columns: int) -> int:
-    """Return the bits of a matrix (rows = outputs, columns = inputs, the contraction axis), metadata included.
+    """Return the bits of a matrix, metadata included; rows are outputs, columns the contraction axis.
 
     Raises:
         ValueError: a size is not positive.
@@ -90,7 +90,7 @@ def activation_bits_per_element(fmt: NumberFormat, channels: int) -> float:
 
 
 def kv_bits_per_token(fmt: NumberFormat, n_kv_heads: int, head_dim: int) -> int:
-    """Return the bits of the K and V vectors of one token in one layer, with a scale set per token and head."""
+    """Return the bits of the K and V vectors of one token in one layer, scales per token and head."""
     return 2 * n_kv_heads * row_bits(fmt, head_dim)
 
 

@@ -54,7 +54,7 @@ def compute_need(precision: Precision) -> ComputeNeed:
 
 
 def _weight_only(weights: NumberFormat, kind: str, *, quantizes: bool) -> ComputeNeed:
-    """Return the need of weights that are expanded to a float kind; 8-bit kernels are a class of their own."""
+    """Return the need of weights expanded to a float kind; 8-bit kernels are a class of their own."""
     profile = "gemm_weight_only_int8" if weights.bits == 8 else "gemm_weight_only"
     return ComputeNeed(
         kind,

@@ -10,7 +10,8 @@ Grids, with b bits and rnd = round half to even:
 
 A scale is rounded to float16 *before* it is used, because that is what is stored and counted, so the values
 are those of a deployed model. (They are also exact in float32: 8 + 11 bits.) It saturates at float16's
-smallest and largest positive values; a group of zeros gets the smallest. A group with NaN or infinity becomes NaN.
+smallest and largest positive values; a group of zeros gets the smallest. A group with NaN or infinity becomes
+NaN.
 """
 
 from __future__ import annotations
