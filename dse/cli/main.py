@@ -43,7 +43,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; the process ends with 0 done, 2 bad input, 3 no feasible plan, 130 interrupted."""
+    """Run the command line; exit codes: 0 done, 2 bad input, 3 no plan, 130 interrupted."""
     try:
         app()
     except DseError as error:

@@ -1,0 +1,109 @@
+"""``dse run``: the main job, from a study file or the name of a preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from dse.cli.options import JSON
+from dse.cli.output import emit_json, note, si, table
+
+if TYPE_CHECKING:
+    from studies.result import Point, StudyResult
+    from studies.schema import Study
+
+OUT = typer.Option(None, "-o", "--out", help="Folder for the results; default runs/NAME.")
+RESUME = typer.Option(False, "--resume", help="Go on with an interrupted run of the same study.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Start anew where an unfinished run lies.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("run")(run)
+
+
+def run(
+    study: str = typer.Argument(..., help="A preset such as 'demo', or a YAML file of your own."),
+    out: Path = OUT,
+    resume: bool = RESUME,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
+) -> None:
+    """Search precisions and partition, measure the finalists, write result.json and report.html."""
+    from studies.schema import load_study
+
+    execute(load_study(study), out, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def execute(study: Study, out: Path | None, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+    """Run a study, write its folder and show the front."""
+    from dse.cli.progress import ConsoleProgress
+    from studies.folder import RunFolder
+
+    folder = RunFolder.open(out or Path("runs") / study.name, study, resume=resume, overwrite=overwrite)
+    with ConsoleProgress() as progress:
+        from studies.runner import run_study
+
+        result = run_study(study, folder, progress)
+        path = result.write(folder.path)
+        progress.step("writing the report")
+        from reports.build import write_report
+
+        report = folder.path / "report.html"
+        write_report(result, report)
+        folder.finish()
+    if as_json:
+        emit_json({"result": str(path), "report": str(report), "chosen": result.chosen})
+        return
+    show_front(result)
+    note("")
+    typer.echo(f"report: {report}")
+
+
+def show_front(result: StudyResult) -> None:
+    """Print the Pareto front, predicted and measured side by side, and what to make of it."""
+    columns = (
+        "plan", "bits", "ppl measured", "KL measured", "KL predicted", "TTFT", "TPOT", "energy/token", "memory",
+    )  # fmt: skip
+    measured = [point for point in result.front if point.measured is not None]
+    table(
+        f"{result.study['name']}: {len(measured)} measured plans of the front "
+        f"(full precision: perplexity {result.reference['perplexity']:.2f})",
+        columns,
+        [_row(point, chosen=point.name == result.chosen) for point in measured],
+    )
+    table("uniform plans", columns, [_row(point, chosen=False) for point in result.baselines])
+    for row in result.comparisons:
+        typer.echo(_comparison(row))
+    typer.echo(f"recommended (*): {result.chosen}, {result.chosen_reason}")
+    if result.model.get("note"):
+        typer.echo(f"note: {result.model['note']}")
+
+
+def _row(point: Point, *, chosen: bool) -> tuple[str, ...]:
+    predicted, measured = point.predicted, point.measured
+    return (
+        f"{'* ' if chosen else ''}{point.name}",
+        f"{predicted.linear_effective_bits:.2f}",
+        "-" if measured is None else f"{measured.perplexity:.2f}",
+        "-" if measured is None else f"{measured.kl_nats:.4f}",
+        f"{predicted.kl_nats:.4f}",
+        si(predicted.ttft_s, "s"),
+        si(predicted.tpot_s, "s"),
+        si(predicted.energy_j_per_token, "J") + ("†" if predicted.energy_excludes_static else ""),
+        si(predicted.memory_total_bytes, "B"),
+    )
+
+
+def _comparison(row: dict[str, object]) -> str:
+    """One line on whether a mixed plan beat a uniform one."""
+    uniform = (
+        f"uniform {row['uniform']} ({row['uniform_bits']:.2f} bits, ppl {row['uniform_perplexity']:.2f})"
+    )
+    if row["mixed"] is None:
+        return f"{uniform}: no measured mixed plan has as few bits"
+    mixed = f"{row['mixed']} ({row['mixed_bits']:.2f} bits, ppl {row['mixed_perplexity']:.2f})"
+    verb = "is beaten by" if row["wins"] else "is NOT beaten; nearest is"
+    return f"{uniform} {verb} {mixed}"
