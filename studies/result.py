@@ -19,7 +19,8 @@ class Predicted:
 
     ``energy_excludes_static`` names the devices whose static power is unknown and therefore left out.
     ``kl_nats`` is the additive prediction (sum of unit sensitivities); ``effective_bits`` counts all
-    parameters, ``linear_effective_bits`` the linears of the blocks only.
+    parameters, ``linear_effective_bits`` the linears of the blocks only. ``memory_parts`` optionally splits
+    ``memory_bytes`` per device into "weights", "kv", "activations" and "reserve".
     """
 
     kl_nats: float
@@ -35,6 +36,7 @@ class Predicted:
     effective_bits: float
     linear_effective_bits: float
     provenance: str
+    memory_parts: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class StudyResult:
             quality {corpus, n_tokens, sequence_length, dtype}, search {n_trials, ...}).
         model: {name, parameters, n_layers, hidden_size, note, prefill_flop, decode_flop, kv_bytes_per_token}.
         devices: per device type {name, description, memory_capacity_bytes, memory_bandwidth_bytes_per_s,
-            peaks {kind: flop/s}, tdp_w, static_w, sources [{path, value, unit, source, confidence}]}.
+            peaks {kind: flop/s}, tdp_w, static_w, sources [{path, value, unit, source, confidence}],
+            instances [names of such devices in the cluster, as plans and memory_bytes use them]}.
         units: [{name, layer}] in model order.
         reference: quality of the unquantized model {perplexity, n_tokens, sequence_length}.
         front: non-dominated points, sorted by effective bits, the measured ones first decided by measurement;
