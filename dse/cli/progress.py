@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -34,7 +35,7 @@ class ConsoleProgress:
         self._started = time.monotonic()
         self._task = None
 
-    def __enter__(self) -> ConsoleProgress:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 

@@ -64,9 +64,8 @@ def execute(study: Study, out: Path | None, *, resume: bool, overwrite: bool, as
 
 def show_front(result: StudyResult) -> None:
     """Print the Pareto front, predicted and measured side by side, and what to make of it."""
-    columns = (
-        "plan", "bits", "ppl measured", "KL measured", "KL predicted", "TTFT", "TPOT", "energy/token", "memory",
-    )  # fmt: skip
+    quality = ("bits", "ppl measured", "KL measured", "KL predicted")
+    columns = ("plan", *quality, "TTFT", "TPOT", "energy/token", "memory")
     measured = [point for point in result.front if point.measured is not None]
     table(
         f"{result.study['name']}: {len(measured)} measured plans of the front "

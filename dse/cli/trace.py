@@ -52,7 +52,8 @@ def trace(
         totals = document["totals"]
         title = (
             f"{document['model']}: {graph.n_layers} layers, {si(totals['parameters'], '')} parameters, "
-            f"prefill {si(totals['prefill_flop'], 'FLOP')}, decode {si(totals['decode_flop'], 'FLOP')} a step, "
+            f"prefill {si(totals['prefill_flop'], 'FLOP')}, "
+            f"decode {si(totals['decode_flop'], 'FLOP')} a step, "
             f"KV cache {si(totals['kv_bytes_per_token'], 'B')} a token"
         )
         rows = [
