@@ -1,0 +1,70 @@
+"""Cuts of L layers into n non-empty contiguous stages, as boxes of boundaries.
+
+A cut is (n + 1) boundaries 0 = c_0 < c_1 < ... < c_n = L; a box bounds each of them by lo and hi.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dse.partition.problem import Array
+
+Boundaries = NDArray[np.int64]
+
+
+def count_cuts(lo: Boundaries, hi: Boundaries) -> int:
+    """Return how many cuts a box holds."""
+    end = int(hi[-1])
+    ways = [0] * (end + 1)
+    ways[0] = 1
+    for low, high in zip(lo[1:], hi[1:], strict=True):
+        below = 0
+        following = [0] * (end + 1)
+        for position in range(end + 1):
+            if low <= position <= high:
+                following[position] = below
+            below += ways[position]
+        ways = following
+    return sum(ways)
+
+
+def cuts_in_box(lo: Boundaries, hi: Boundaries) -> Boundaries:
+    """Return all cuts of a box, (C, n + 1), in lexicographic order."""
+    cuts = np.zeros((1, 1), dtype=np.int64)
+    for low, high in zip(lo[1:], hi[1:], strict=True):
+        start = np.maximum(cuts[:, -1] + 1, low)
+        n_next = np.maximum(high - start + 1, 0)
+        rows = np.repeat(np.arange(len(cuts)), n_next)
+        offset = np.arange(n_next.sum()) - np.repeat(np.cumsum(n_next) - n_next, n_next)
+        cuts = np.concatenate([cuts[rows], (start[rows] + offset)[:, None]], axis=1)
+    return cuts
+
+
+def lowest_bound_in_box(prefix: Array, constant: float, lo: Boundaries, hi: Boundaries) -> float:
+    """Return the least ``cut_bounds`` over a box, by dynamic programming over the boundaries, O(n L).
+
+    Args:
+        prefix: (n, L + 1) prefix sums of the layer costs of every stage.
+        constant: added to every bound.
+        lo, hi: (n + 1) the box.
+    """
+    n_positions = prefix.shape[1]
+    positions = np.arange(n_positions)
+    best = np.where(positions == 0, 0.0, np.inf)
+    for stage in range(prefix.shape[0]):
+        before = best - prefix[stage]
+        least = np.concatenate([[np.inf], np.minimum.accumulate(before)[:-1]])
+        inside = (positions >= lo[stage + 1]) & (positions <= hi[stage + 1])
+        best = np.where(inside, least + prefix[stage], np.inf)
+    return float(best.min() + constant)
+
+
+def split_box(lo: Boundaries, hi: Boundaries) -> list[tuple[Boundaries, Boundaries]]:
+    """Return the two halves of a box along its widest boundary."""
+    widest = int(np.argmax(hi - lo))
+    middle = int((lo[widest] + hi[widest]) // 2)
+    left_hi, right_lo = hi.copy(), lo.copy()
+    left_hi[widest] = middle
+    right_lo[widest] = middle + 1
+    return [(lo, left_hi), (right_lo, hi)]

@@ -1,0 +1,112 @@
+"""Why a plan is not better, or why there is none: sentences for people."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dse.partition.branch import Incumbent
+from dse.partition.cuts import cuts_in_box
+from dse.partition.lanes import LaneFactory
+from dse.partition.problem import Goal, PipelineProblem
+from dse.partition.relax import Relaxed
+
+GIB = 2.0**30
+MAX_CUTS = 200_000
+
+
+def binding_sentence(
+    problem: PipelineProblem, goal: Goal, best: Incumbent, relaxed: Relaxed | None
+) -> str:
+    """Name the slowest stages and the constraints with a price, from the multipliers of the plan's cut."""
+    lane = best.lane
+    if lane is None or best.cut is None or best.choices is None:
+        return ""
+    names = [problem.devices[device] for device in lane.devices]
+    layers = np.arange(lane.n_layers)
+    stage = np.repeat(np.arange(lane.n), np.diff(best.cut))
+    parts: list[str] = []
+    for phase, times, offset in (("prefill", lane.prefill_s, 0), ("decode", lane.decode_s, lane.n)):
+        totals = np.bincount(stage, times[stage, layers, best.choices], minlength=lane.n)
+        totals += lane.fixed[offset : offset + lane.n]
+        slowest = int(np.argmax(totals))
+        parts.append(f"{phase} of {names[slowest]} ({totals[slowest]:.4g} s per micro-batch)")
+    memory = np.bincount(stage, lane.memory[layers, best.choices], minlength=lane.n)
+    prices: list[tuple[float, str]] = []
+    if relaxed is not None:
+        for s in range(lane.n):
+            price = relaxed.multipliers.memory[s]
+            if price * lane.room[s] > 1e-6 * abs(best.value):
+                prices.append(
+                    (
+                        price * lane.room[s],
+                        f"memory of {names[s]} (about {price * GIB:.3g} s less per GiB more, "
+                        f"{(lane.room[s] - memory[s]) / GIB:.3f} GiB free)",
+                    )
+                )
+        price = relaxed.multipliers.penalty
+        if goal.max_penalty is not None and price * abs(goal.max_penalty) > 1e-9 * abs(best.value):
+            prices.append(
+                (
+                    price * abs(goal.max_penalty),
+                    f"penalty bound {goal.max_penalty:.4g} (about {price:.3g} s less per unit more)",
+                )
+            )
+    ranked = [text for _, text in sorted(prices, key=lambda pair: -pair[0])]
+    slow = f"slowest: {parts[0]}, {parts[1]}"
+    return f"{'; '.join(ranked)}; {slow}" if ranked else slow
+
+
+def missing_sentence(problem: PipelineProblem, goal: Goal) -> str:
+    """Say what is missing for any plan: a device for a layer, bytes, or penalty."""
+    runnable = problem.allowed.any(axis=(0, 2))
+    if not runnable.all():
+        layer = int(np.argmin(runnable))
+        return f"no device can run any choice of layer {layer}"
+    missing = missing_bytes(problem)
+    if missing is None:
+        return "no candidate order can run all layers: every contiguous cut meets a layer its device cannot run"
+    if missing[0] > 0:
+        bytes_, names = missing
+        return (
+            f"memory: even with the smallest choice of every layer at least {bytes_:.0f} bytes "
+            f"({bytes_ / GIB:.3f} GiB) are missing in all, on {', '.join(names)} at best"
+        )
+    if goal.max_penalty is not None:
+        from dse.partition.solve import least_penalty
+
+        least = least_penalty(problem)
+        if least.bound is not None and least.value is not None:
+            return (
+                f"penalty: the bound is {goal.max_penalty:.6g}, and the least penalty that fits into memory "
+                f"is {least.value:.6g} (proven to be at least {least.bound:.6g}): raise it by "
+                f"{least.value - goal.max_penalty:.6g}"
+            )
+    return "no arrangement satisfies all constraints together"
+
+
+def missing_bytes(problem: PipelineProblem) -> tuple[float, list[str]] | None:
+    """Return the smallest sum of missing bytes over all sequences and cuts, and the devices that lack them.
+
+    None where no cut avoids layers that its device cannot run. With more cuts than ``MAX_CUTS`` a coarser
+    grid of boundaries is searched, so that the sum is then an upper bound.
+    """
+    best: tuple[float, list[str]] | None = None
+    factory = LaneFactory(problem, Goal(), quality_only=True)
+    for lane in factory.lanes():
+        lo = np.arange(lane.n + 1)
+        hi = lane.n_layers - lane.n + lo
+        lo[-1], hi[0] = lane.n_layers, 0
+        cuts = cuts_in_box(lo, hi)[:MAX_CUTS]
+        stages = np.arange(lane.n)
+        blocked = lane.n_unusable[stages, cuts[:, 1:]] - lane.n_unusable[stages, cuts[:, :-1]]
+        cuts = cuts[(blocked == 0).all(axis=1)]
+        if len(cuts) == 0:
+            continue
+        need = lane.least_memory[stages, cuts[:, 1:]] - lane.least_memory[stages, cuts[:, :-1]]
+        over = np.maximum(need - lane.room, 0.0)
+        index = int(np.argmin(over.sum(axis=1)))
+        total = float(over[index].sum())
+        if best is None or total < best[0]:
+            lacking = [problem.devices[lane.devices[s]] for s in np.flatnonzero(over[index] > 0)]
+            best = (total, lacking)
+    return best

@@ -1,0 +1,160 @@
+"""What an arrangement costs: the objective, the memory of its stages, and whether it is allowed at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.pipeline import pipeline_times
+from dse.partition.problem import Arrangement, Array, Goal, PipelineProblem
+
+REL_TOL = 1e-9
+
+
+@dataclass(frozen=True)
+class StageUse:
+    """Use of the stages of an arrangement, in pipeline order.
+
+    Attributes:
+        devices: (S) device indices.
+        prefill_s, decode_s: (S) time of one micro-batch, embedding and head included.
+        memory_bytes: (S); hop_prefill_s, hop_decode_s: (S - 1) transfers to the next stage.
+    """
+
+    devices: tuple[int, ...]
+    prefill_s: Array
+    decode_s: Array
+    memory_bytes: Array
+    hop_prefill_s: Array
+    hop_decode_s: Array
+
+
+def stage_use(problem: PipelineProblem, arrangement: Arrangement) -> StageUse:
+    """Return times and memory of every stage."""
+    p = problem.prefill_micro_batches.index(arrangement.prefill_micro_batch)
+    d = problem.decode_micro_batches.index(arrangement.decode_micro_batch)
+    choices = np.asarray(arrangement.choices)
+    devices = tuple(stage[0] for stage in arrangement.stages)
+    prefill, decode, memory = np.zeros((3, len(devices)))
+    for s, (device, first, end) in enumerate(arrangement.stages):
+        layers, ks = np.arange(first, end), choices[first:end]
+        prefill[s] = problem.prefill_s[p, device, layers, ks].sum()
+        decode[s] = problem.decode_s[d, device, layers, ks].sum()
+        memory[s] = problem.memory_bytes[layers, ks].sum()
+    start, stop = devices[0], devices[-1]
+    prefill[0] += problem.first_prefill_s[p, start]
+    prefill[-1] += problem.last_prefill_s[p, stop]
+    decode[0] += problem.first_decode_s[d, start]
+    decode[-1] += problem.last_decode_s[d, stop]
+    memory[0] += problem.first_bytes
+    memory[-1] += problem.last_bytes
+    if len(devices) == 1:
+        memory[0] -= problem.tied_bytes
+    pairs = list(zip(devices[:-1], devices[1:], strict=True))
+    return StageUse(
+        devices,
+        prefill,
+        decode,
+        memory,
+        np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs]),
+        np.array([problem.hop_decode_s[d, a, b] for a, b in pairs]),
+    )
+
+
+def ring_floor_s(problem: PipelineProblem, arrangement: Arrangement) -> tuple[Array, Array]:
+    """Return the (S,) transfer from each stage to the next one of the ring, prefill and decode.
+
+    LLM-PQ overlaps transfers with computing, so that they are a floor of the stage time (section 1.1 of its
+    formulation); the last stage sends to the first. One stage sends nothing.
+    """
+    p = problem.prefill_micro_batches.index(arrangement.prefill_micro_batch)
+    d = problem.decode_micro_batches.index(arrangement.decode_micro_batch)
+    devices = [stage[0] for stage in arrangement.stages]
+    if len(devices) == 1:
+        return np.zeros(1), np.zeros(1)
+    pairs = list(zip(devices, devices[1:] + devices[:1], strict=True))
+    return (
+        np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs]),
+        np.array([problem.hop_decode_s[d, a, b] for a, b in pairs]),
+    )
+
+
+def penalty_of(problem: PipelineProblem, arrangement: Arrangement) -> float:
+    """Return the summed penalty of the choices."""
+    layers = np.arange(len(arrangement.choices))
+    return float(problem.penalty[layers, list(arrangement.choices)].sum())
+
+
+def objective_s(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -> float:
+    """Return the seconds of the batch job plus ``theta_s`` times the penalty.
+
+    "round": ``cost_models.pipeline``. "llmpq" (arXiv 2403.01136): sum_j Tp_j + (ceil(B/eta)-1) max Tp +
+    sum_j Td_j + (ceil(B/xi)-1)(n-1) max Td, each T_j at least its transfer.
+    """
+    use = stage_use(problem, arrangement)
+    n_prefill = math.ceil(problem.batch / arrangement.prefill_micro_batch)
+    n_decode = math.ceil(problem.batch / arrangement.decode_micro_batch)
+    if goal.formula == "round":
+        seconds = pipeline_times(
+            use.prefill_s,
+            use.decode_s,
+            use.hop_prefill_s,
+            use.hop_decode_s,
+            n_prefill,
+            n_decode,
+            problem.output_tokens,
+        ).total_s
+    else:
+        floor_p, floor_d = ring_floor_s(problem, arrangement)
+        prefill, decode = np.maximum(use.prefill_s, floor_p), np.maximum(use.decode_s, floor_d)
+        seconds = float(
+            prefill.sum()
+            + (n_prefill - 1) * prefill.max()
+            + decode.sum()
+            + (n_decode - 1) * (problem.output_tokens - 1) * decode.max()
+        )
+    if goal.theta_s == 0.0:
+        return seconds
+    return seconds + goal.theta_s * penalty_of(problem, arrangement)
+
+
+def violations(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -> list[str]:
+    """Return what the arrangement breaks, one sentence each; empty where it is feasible."""
+    broken: list[str] = []
+    use = stage_use(problem, arrangement)
+    expected = 0
+    for (device, first, end), memory in zip(arrangement.stages, use.memory_bytes, strict=True):
+        name = problem.devices[device]
+        if first != expected or end <= first:
+            broken.append(f"stage of {name} must start at layer {expected}, but has [{first}, {end})")
+        expected = end
+        if memory > problem.capacity_bytes[device] * (1 + REL_TOL):
+            over = memory - problem.capacity_bytes[device]
+            broken.append(f"{name} needs {over:.0f} bytes more than it has")
+        broken.extend(
+            f"{name} cannot run choice {choice} of layer {layer}"
+            for layer, choice in enumerate(arrangement.choices[first:end], start=first)
+            if not problem.allowed[device, layer, choice]
+        )
+    if expected != len(arrangement.choices):
+        broken.append(f"stages end at layer {expected} of {len(arrangement.choices)}")
+    if not _is_candidate_order(problem, use.devices):
+        broken.append(f"devices {use.devices} are not in a candidate order")
+    if goal.max_penalty is not None:
+        penalty = penalty_of(problem, arrangement)
+        if penalty > goal.max_penalty + REL_TOL * abs(goal.max_penalty):
+            broken.append(f"penalty {penalty:.6g} is above {goal.max_penalty:.6g}")
+    return broken
+
+
+def _is_candidate_order(problem: PipelineProblem, devices: tuple[int, ...]) -> bool:
+    """Whether some candidate order has ``devices`` as a subsequence (or as a whole, without empty stages)."""
+    for order in problem.orders:
+        rest = iter(order)
+        if all(device in rest for device in devices) and (
+            problem.allow_empty or len(devices) == len(order)
+        ):
+            return True
+    return False

@@ -1,0 +1,182 @@
+"""The exact planner: bits, partition, device order and micro-batches together, with a proof."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dse.partition.branch import BranchAndBound, Incumbent, Limits, Memory, Outcome
+from dse.partition.explain import binding_sentence, missing_sentence
+from dse.partition.lanes import Lane, LaneFactory
+from dse.partition.objective import REL_TOL, objective_s, penalty_of, violations
+from dse.partition.problem import Arrangement, Goal, PipelineProblem, Solution
+
+OPTIMAL_GAP_FRAC = 1e-6  # relative gap up to which "optimal" is claimed
+
+
+class Planner:
+    """Solves one problem for several penalty bounds; what one solve learns makes the next one faster.
+
+    Every solve is deterministic unless its time limit is met (a limit on relaxations keeps it so).
+    """
+
+    def __init__(self, problem: PipelineProblem, goal: Goal, limits: Limits | None = None) -> None:
+        self.problem = problem
+        self.goal = goal
+        self.limits = limits or Limits(time_s=60.0)
+        # whether penalties count decides which choices dominate others, so bounded and free goals differ
+        self._lanes: dict[bool, list[Lane]] = {}
+        self._memory: dict[bool, Memory] = {}
+        self.last: Outcome | None = None
+
+    def solve(
+        self, max_penalty: float | None, starts: Sequence[Arrangement] = (), limits: Limits | None = None
+    ) -> Solution:
+        """Return the best arrangement whose penalty is at most ``max_penalty``.
+
+        Args:
+            max_penalty: None for no bound.
+            starts: arrangements to start from; infeasible ones are ignored.
+            limits: overrides the planner's.
+        """
+        began = time.monotonic()
+        goal = replace(self.goal, max_penalty=max_penalty)
+        bounded = max_penalty is not None
+        if bounded not in self._lanes:
+            self._lanes[bounded] = LaneFactory(self.problem, goal).lanes()
+            self._memory[bounded] = Memory()
+        lanes = self._lanes[bounded]
+        outcome = BranchAndBound(
+            lanes,
+            None if max_penalty is None else _widened(max_penalty),
+            limits or self.limits,
+            self._memory[bounded],
+            self._start(goal, lanes, starts),
+        ).run()
+        self.last = outcome
+        return _solution(self.problem, goal, outcome, time.monotonic() - began)
+
+    def _start(self, goal: Goal, lanes: list[Lane], starts: Sequence[Arrangement]) -> Incumbent:
+        best = Incumbent()
+        for arrangement in starts:
+            if violations(self.problem, goal, arrangement):
+                continue
+            value = objective_s(self.problem, goal, arrangement)
+            penalty = penalty_of(self.problem, arrangement)
+            if (value, penalty) < (best.value, best.penalty):
+                best = _as_incumbent(self.problem, lanes, arrangement, value, penalty)
+        return best
+
+
+def solve(
+    problem: PipelineProblem,
+    goal: Goal,
+    *,
+    time_limit_s: float | None = 60.0,
+    gap_frac: float = 1e-9,
+    starts: Sequence[Arrangement] = (),
+) -> Solution:
+    """Solve a problem for a goal.
+
+    Args:
+        problem: the arrays.
+        goal: what to minimise and the bound on the penalty.
+        time_limit_s: wall clock; when it is met the incumbent is returned with its true gap.
+        gap_frac: improvements below this share of the value are not looked for.
+        starts: arrangements to start from.
+
+    Returns:
+        "optimal" where the gap is at most 1e-6, "feasible" with a larger gap, "infeasible" (proven) with what
+        is missing in ``binding``. A search that found nothing before its limit is "infeasible" too, only its
+        ``binding`` says that it is not proven, and ``bound`` is set.
+    """
+    planner = Planner(problem, goal, Limits(time_s=time_limit_s, gap_frac=gap_frac))
+    return planner.solve(goal.max_penalty, starts)
+
+
+def least_penalty(
+    problem: PipelineProblem, *, time_limit_s: float | None = 30.0, gap_frac: float = 1e-9
+) -> Solution:
+    """Return the arrangement of least penalty that fits into memory; ``value`` and ``bound`` are penalties.
+
+    Its micro-batches are the first candidates: they do not matter for the penalty.
+    """
+    began = time.monotonic()
+    goal = Goal()
+    lanes = LaneFactory(problem, goal, quality_only=True).lanes()
+    outcome = BranchAndBound(
+        lanes, None, Limits(time_s=time_limit_s, gap_frac=gap_frac), Memory(), Incumbent()
+    ).run()
+    return _solution(problem, goal, outcome, time.monotonic() - began, quality_only=True)
+
+
+def _widened(max_penalty: float) -> float:
+    """Return the bound with room for the rounding of sums in another order."""
+    return max_penalty + REL_TOL * abs(max_penalty)
+
+
+def _as_incumbent(
+    problem: PipelineProblem, lanes: list[Lane], arrangement: Arrangement, value: float, penalty: float
+) -> Incumbent:
+    """Express an arrangement in a lane, for which interchangeable devices may have to change places."""
+    p = problem.prefill_micro_batches.index(arrangement.prefill_micro_batch)
+    d = problem.decode_micro_batches.index(arrangement.decode_micro_batch)
+    devices = tuple(stage[0] for stage in arrangement.stages)
+    types = [problem.device_types[device] for device in devices]
+    alike = [
+        lane
+        for lane in lanes
+        if (lane.prefill_index, lane.decode_index) == (p, d)
+        and [problem.device_types[device] for device in lane.devices] == types
+    ]
+    alike.sort(key=lambda lane: lane.devices != devices)
+    cut = np.array([0, *(stage[2] for stage in arrangement.stages)])
+    for lane in alike:
+        moved = _arrangement(problem, lane, cut, np.asarray(arrangement.choices))
+        if abs(objective_s(problem, Goal(), moved) - objective_s(problem, Goal(), arrangement)) <= 1e-12:
+            return Incumbent(value, penalty, lane, cut, np.asarray(arrangement.choices))
+    return Incumbent()
+
+
+def _arrangement(
+    problem: PipelineProblem, lane: Lane, cut: np.ndarray, choices: np.ndarray
+) -> Arrangement:
+    return Arrangement(
+        tuple(
+            (device, int(cut[s]), int(cut[s + 1])) for s, device in enumerate(lane.devices)
+        ),
+        tuple(int(choice) for choice in choices),
+        problem.prefill_micro_batches[lane.prefill_index],
+        problem.decode_micro_batches[lane.decode_index],
+    )
+
+
+def _solution(
+    problem: PipelineProblem, goal: Goal, outcome: Outcome, time_s: float, *, quality_only: bool = False
+) -> Solution:
+    best = outcome.incumbent
+    if best.lane is None or best.cut is None or best.choices is None:
+        if not outcome.finished:
+            text = "nothing feasible was found before the limit; that nothing exists is not proven"
+            return Solution("infeasible", None, None, outcome.bound, None, time_s, None, text)
+        return Solution(
+            "infeasible", None, None, None, None, time_s, None, missing_sentence(problem, goal)
+        )
+    arrangement = _arrangement(problem, best.lane, best.cut, best.choices)
+    penalty = penalty_of(problem, arrangement)
+    value = penalty if quality_only else objective_s(problem, goal, arrangement)
+    bound = min(outcome.bound, value)
+    gap_frac = (value - bound) / abs(value) if value != bound else 0.0
+    return Solution(
+        status="optimal" if gap_frac <= OPTIMAL_GAP_FRAC else "feasible",
+        arrangement=arrangement,
+        value=value,
+        bound=bound,
+        gap_frac=gap_frac,
+        time_s=time_s,
+        penalty=penalty,
+        binding=binding_sentence(problem, goal, best, outcome.relaxed),
+    )
