@@ -13,10 +13,20 @@ from studies.result import Measured, Point, Predicted
 
 def point(name: str, *, bits: float, ppl: float | None, total_s: float = 1.0) -> Point:
     predicted = Predicted(
-        kl_nats=0.1, ttft_s=0.1, tpot_s=0.01, total_s=total_s, throughput_tokens_per_s=10.0,
-        energy_j_per_token=1.0, energy_excludes_static=[], cost_usd_per_mtok=None, memory_bytes={"a/0": 1.0}, memory_total_bytes=1.0,
-        effective_bits=bits, linear_effective_bits=bits, provenance="analytic",
-    )  # fmt: skip
+        kl_nats=0.1,
+        ttft_s=0.1,
+        tpot_s=0.01,
+        total_s=total_s,
+        throughput_tokens_per_s=10.0,
+        energy_j_per_token=1.0,
+        energy_excludes_static=[],
+        cost_usd_per_mtok=None,
+        memory_bytes={"a/0": 1.0},
+        memory_total_bytes=1.0,
+        effective_bits=bits,
+        linear_effective_bits=bits,
+        provenance="analytic",
+    )
     measured = None if ppl is None else Measured(ppl, 0.1, 0.9, 100, 50)
     return Point(name, "exact", {}, predicted, measured)
 
