@@ -7,6 +7,7 @@ is None, and whoever needs it says so; it is never replaced by a guess here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Literal
 
@@ -288,3 +289,13 @@ class RuntimeProfile:
     mixed_within_layer: bool = True
     source: str = ""
     content_hash: str = ""
+
+    def allows(self, tensor: Literal["weights", "activations", "kv"], format_name: str) -> bool:
+        """Return whether the runtime can load a tensor in a format, by its canonical name."""
+        lists = {
+            "weights": self.weight_formats,
+            "activations": self.activation_formats,
+            "kv": self.kv_formats,
+        }
+        patterns = lists[tensor]
+        return patterns is None or any(fnmatchcase(format_name, pattern) for pattern in patterns)
