@@ -85,7 +85,8 @@ def decode_times(
 ) -> KernelTimes:
     """Return ``t0 + log * log2(1 + context / 64) + wave * parallel / cores + roofline``.
 
-    The two overheads are those of GPU kernels that split the context over cores; elsewhere they are left out.
+    The two overheads are those of GPU kernels that split the context over cores, by the profile's own fit or
+    else the family's; elsewhere they are left out.
     """
     moved = work.read_bytes + work.write_bytes
     compute_s, memory_s = roof_times_s(
@@ -93,10 +94,12 @@ def decode_times(
     )
     overhead_s: Floats = profile.floor_s
     if spec.device_class in GPU_CLASSES and spec.n_cores is not None:
+        log_s = DECODE_LOG_S if profile.context_log_s is None else profile.context_log_s
+        wave_s = DECODE_WAVE_S if profile.wave_s is None else profile.wave_s
         overhead_s = (
             overhead_s
-            + DECODE_LOG_S * np.log2(1.0 + np.asarray(work.context) / 64.0)
-            + DECODE_WAVE_S * work.parallel / spec.n_cores
+            + log_s * np.log2(1.0 + np.asarray(work.context) / 64.0)
+            + wave_s * work.parallel / spec.n_cores
         )
     busy_s = smooth_max(compute_s, memory_s, profile.exponent)
     return KernelTimes(overhead_s * work.n_launches + busy_s, compute_s, memory_s)

@@ -76,11 +76,7 @@ def make_spec(
         clock_hz=clock_hz,
         reserve_bytes=reserve,
         price_usd_per_h=price,
-        **(
-            {"weight_only_bits": weight_only_bits}
-            if "weight_only_bits" in HardwareSpec.__dataclass_fields__
-            else {}
-        ),
+        weight_only_bits=weight_only_bits,
     )
 
 

@@ -1,0 +1,136 @@
+"""Filling a ``CostTable``: every operator of every block template priced once, then summed into units.
+
+Nothing is priced per layer: layers of one template share their costs, and units are sums over operators, so a
+matrix that says which operator belongs to which unit turns operator costs into unit costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from cost_models.pricing import join_provenance
+from cost_models.work import Floats
+from dse.errors import ConfigError
+from dse.evaluate.cost_table import Array, CostTable
+from dse.evaluate.device_costs import prepare, price_device
+from dse.evaluate.footprint import activation_peak_elements, block_fixed_bytes, edge_bytes
+from dse.evaluate.lowering import BITS_PER_BYTE, SIXTEEN_BIT_BYTES
+from dse.evaluate.sizes import Sizes, decode_contexts
+from dse.formats.precision import Precision
+from dse.formats.storage import kv_bits_per_token
+from dse.graph.operator import Attention, OperatorGraph
+from dse.graph.units import Unit
+from dse.graph.workload import Workload
+from hardware_specs.spec import HardwareSpec
+
+
+def build_cost_table(
+    graph: OperatorGraph,
+    units: Sequence[Unit],
+    precisions: Sequence[Precision],
+    specs: Mapping[str, HardwareSpec],
+    workload: Workload,
+    micro_batches: Sequence[int],
+) -> CostTable:
+    """Price every choice and return the dense table.
+
+    Args:
+        graph: the traced model.
+        units: parts that get one precision each; they must cover all linears and attention operators.
+        precisions: the choices; unsupported ones get a reason per device instead of a cost.
+        specs: device type name -> spec.
+        workload: prompt and output lengths. Its batch does not matter here.
+        micro_batches: sizes to price, in sequences.
+
+    Raises:
+        ConfigError: a linear belongs to no unit or to two, a list is empty, or a micro-batch is below 1.
+        UnsupportedOnDevice: a device cannot even run the unquantized parts.
+    """
+    _check(precisions, specs, micro_batches)
+    sizes = Sizes(
+        float(workload.prompt_tokens), np.asarray(micro_batches, dtype=np.float64), decode_contexts(workload)
+    )
+    prepared = prepare(graph, units, precisions, sizes)
+    stack = prepared.stack
+    devices = [price_device(spec, graph, prepared, precisions, sizes) for spec in specs.values()]
+    unit, layer, first, last = (
+        np.stack([getattr(device, part) for device in devices], axis=3)
+        for part in ("unit", "layer", "first", "last")
+    )
+    provenance = devices[0].provenance
+    for device in devices[1:]:
+        provenance = join_provenance(provenance, device.provenance)
+    static = [spec.power.static_w for spec in specs.values()]
+    edges = edge_bytes(graph)
+    return CostTable(
+        units=tuple(units),
+        devices=tuple(specs),
+        precisions=tuple(precisions),
+        micro_batches=tuple(micro_batches),
+        supported=np.array([[reason is None for reason in device.reasons] for device in devices]),
+        reasons={
+            (name, precision.name): reason
+            for name, device in zip(specs, devices, strict=True)
+            for precision, reason in zip(precisions, device.reasons, strict=True)
+            if reason is not None
+        },
+        unit_time_s=unit[0],
+        unit_energy_j=unit[1],
+        layer_time_s=layer[0],
+        layer_energy_j=layer[1],
+        first_time_s=first[0],
+        first_energy_j=first[1],
+        last_time_s=last[0],
+        last_energy_j=last[1],
+        unit_weight_bytes=stack.linear_of_unit @ prepared.stored,
+        unit_kv_bytes_per_token=stack.attention_of_unit
+        @ _kv_bytes(stack.attentions, precisions, workload.total_context),
+        layer_fixed_bytes=np.array([block_fixed_bytes(block) for block in graph.blocks])[
+            stack.template_of_layer
+        ],
+        first_bytes=edges.first,
+        last_bytes=edges.last,
+        tied_bytes=edges.tied,
+        activation_bytes=_per_phase(
+            sizes, lambda batch, query, context: activation_peak_elements(graph, batch, query, context)
+        ),
+        hop_bytes=_per_phase(sizes, lambda batch, query, _: batch * query * graph.hidden_size),
+        reserve_bytes=np.array([spec.reserve_bytes for spec in specs.values()]),
+        static_w=np.array([value or 0.0 for value in static]),
+        static_known=np.array([value is not None for value in static]),
+        provenance=provenance,
+    )
+
+
+def _check(
+    precisions: Sequence[Precision], specs: Mapping[str, HardwareSpec], micro_batches: Sequence[int]
+) -> None:
+    for name, entries in (("precisions", precisions), ("devices", specs), ("micro_batches", micro_batches)):
+        if not entries:
+            raise ConfigError("must not be empty", path=name)
+    for size in micro_batches:
+        if size < 1:
+            raise ConfigError(f"must be at least 1, but got {size}", path="micro_batches", value=size)
+
+
+def _kv_bytes(attentions: Sequence[Attention], precisions: Sequence[Precision], context: int) -> Array:
+    """Return (A, Q) cached bytes per position, averaged over the full context where a window drops some."""
+    table = np.zeros((len(attentions), len(precisions)))
+    for a, attention in enumerate(attentions):
+        kept_frac = 1.0 if attention.window is None else min(1.0, attention.window / context)
+        for q, precision in enumerate(precisions):
+            bits = kv_bits_per_token(precision.kv, attention.n_kv_heads, attention.head_dim)
+            table[a, q] = bits / BITS_PER_BYTE * kept_frac
+    return table
+
+
+def _per_phase(sizes: Sizes, elements: Callable[[Array, float, float], Floats]) -> Array:
+    """Return (P, M) bytes of 16-bit elements; the decode at its longest context."""
+    last = float(sizes.contexts.max())
+    shape = sizes.micro_batches.shape
+    out = np.empty((2, *shape))
+    for p, (_, batch, query, context) in enumerate(sizes.of_phases()):
+        out[p] = SIXTEEN_BIT_BYTES * np.asarray(elements(batch, query, context if p == 0 else last))
+    return out

@@ -1,0 +1,218 @@
+"""Pricing all operators on one device, vectorised: a handful of calls of the cost models for a whole model.
+
+Axis letters as in ``CostTable``, and: O stacked linears, A attention operators, E element-wise operators, T
+block templates, C context lengths. Cost arrays have a leading axis of 2: time_s and energy_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cost_models.pricing import price
+from cost_models.work import Provenance, Work
+from dse.evaluate.cost_table import Array
+from dse.evaluate.kernel_path import LinearPath, float_kind, linear_path, supports
+from dse.evaluate.lowering import (
+    BITS_PER_BYTE,
+    attention_work,
+    elementwise_work,
+    linear_rows,
+    linear_work,
+    lower,
+    weight_bytes,
+)
+from dse.evaluate.sizes import Sizes
+from dse.evaluate.stack import OpStack
+from dse.formats.grammar import parse_precision
+from dse.formats.precision import NumberFormat, Precision
+from dse.formats.storage import row_bits
+from dse.graph.operator import Attention, Block, OperatorGraph
+from dse.graph.units import Unit
+from hardware_specs.spec import HardwareSpec
+
+UNQUANTIZED = parse_precision("bf16/bf16/bf16")
+"""Precision of everything that no unit decides on: embedding, norms, output head."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is the same on every device.
+
+    ``rows`` (P, M, O) tokens of each linear; ``stored`` (O, Q) weight bytes; ``row_bytes`` (O, Q) one row of
+    activations; ``elementwise`` the (P, M, E) work of element-wise operators.
+    """
+
+    stack: OpStack
+    rows: Array
+    stored: Array
+    row_bytes: Array
+    elementwise: Work | None
+
+
+def prepare(
+    graph: OperatorGraph, units: Sequence[Unit], precisions: Sequence[Precision], sizes: Sizes
+) -> Prepared:
+    """Evaluate all sizes, which no device changes.
+
+    Raises:
+        ConfigError: a linear belongs to no unit or to two.
+    """
+    stack = OpStack.of(graph, units)
+    phases = sizes.of_phases()
+    rows = [
+        [linear_rows(op, batch, query, context) for op in stack.linears]
+        for _, batch, query, context in phases
+    ]
+    stored = [[weight_bytes(op, precision.weights) for precision in precisions] for op in stack.linears]
+    row_bytes = [
+        [row_bits(precision.activations, op.weight_shape[1]) / BITS_PER_BYTE for precision in precisions]
+        for op in stack.linears
+        if op.weight_shape is not None
+    ]
+    elementwise = _stack_works(
+        [[elementwise_work(op, "", *phase[1:]) for op in stack.others] for phase in phases]
+    )
+    n_linears, n_precisions = len(stack.linears), len(precisions)
+    return Prepared(
+        stack,
+        np.moveaxis(np.asarray(rows, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
+        np.asarray(stored, dtype=np.float64).reshape(n_linears, n_precisions),
+        np.asarray(row_bytes, dtype=np.float64).reshape(n_linears, n_precisions),
+        elementwise,
+    )
+
+
+def _stack_works(works: list[list[Work]]) -> Work | None:
+    """Join P lists of E works, each over (M,), into one over (P, M, E)."""
+    if not works[0]:
+        return None
+    vector_flop, read_bytes, write_bytes = (
+        np.moveaxis(np.array([[np.asarray(getattr(w, name)) for w in phase] for phase in works]), 1, -1)
+        for name in ("vector_flop", "read_bytes", "write_bytes")
+    )
+    return replace(
+        works[0][0],
+        vector_flop=vector_flop,
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+        n_launches=np.array([work.n_launches for work in works[0]]),
+    )
+
+
+@dataclass(frozen=True)
+class DeviceCosts:
+    """Costs on one device: unit (2, P, M, U, Q), layer (2, P, M, L), first and last (2, P, M)."""
+
+    reasons: tuple[str | None, ...]
+    unit: Array
+    layer: Array
+    first: Array
+    last: Array
+    provenance: Provenance
+
+
+class _Pricer:
+    """Prices works on one device and joins the provenance of all of them."""
+
+    def __init__(self, spec: HardwareSpec) -> None:
+        self.spec = spec
+        self.seen: set[Provenance] = set()
+
+    def __call__(self, work: Work, shape: tuple[int, ...]) -> Array:
+        """Return (2, *shape)."""
+        cost = price(work, self.spec)
+        self.seen.add(cost.provenance)
+        out = np.empty((2, *shape))
+        out[0], out[1] = cost.time_s, cost.energy_j
+        return out
+
+    @property
+    def provenance(self) -> Provenance:
+        """What all priced works have in common, else "mixed"."""
+        return self.seen.copy().pop() if len(self.seen) == 1 else "mixed"
+
+
+def price_device(
+    spec: HardwareSpec,
+    graph: OperatorGraph,
+    prepared: Prepared,
+    precisions: Sequence[Precision],
+    sizes: Sizes,
+) -> DeviceCosts:
+    """Price everything on one device."""
+    pricer = _Pricer(spec)
+    reasons = tuple(supports(spec, precision) for precision in precisions)
+    chosen = [q for q, reason in enumerate(reasons) if reason is None]
+    stack = prepared.stack
+    linear = _linear_costs(pricer, prepared, precisions, chosen)
+    attention = _attention_costs(pricer, stack.attentions, precisions, chosen, sizes)
+    per_template = np.zeros((*linear.shape[:3], len(graph.blocks)))
+    if prepared.elementwise is not None:
+        work = replace(prepared.elementwise, compute=float_kind(spec))
+        others = pricer(work, (*linear.shape[1:3], len(stack.others)))
+        per_template = others @ stack.other_of_template.T
+    return DeviceCosts(
+        reasons,
+        stack.linear_of_unit @ linear + stack.attention_of_unit @ attention,
+        per_template[..., stack.template_of_layer],
+        _edge_costs(pricer, graph.prologue, sizes),
+        _edge_costs(pricer, graph.epilogue, sizes),
+        pricer.provenance,
+    )
+
+
+def _linear_costs(
+    pricer: _Pricer, prepared: Prepared, precisions: Sequence[Precision], chosen: list[int]
+) -> Array:
+    """Return (2, P, M, O, Q): one pricing call per kernel path, for all operators and precisions of it."""
+    linears = prepared.stack.linears
+    shape = [op.weight_shape for op in linears if op.weight_shape is not None]
+    outputs, inputs = np.reshape(np.array(shape, dtype=np.float64), (-1, 2)).T[:, :, None]
+    rows = prepared.rows[..., None]
+    costs = np.zeros((2, *prepared.rows.shape, len(precisions)))
+    groups: dict[LinearPath, list[int]] = {}
+    for q in chosen:
+        groups.setdefault(linear_path(pricer.spec, precisions[q]), []).append(q)
+    for path, members in groups.items():
+        work = linear_work(
+            path, rows, outputs, inputs, prepared.stored[:, members], prepared.row_bytes[:, members]
+        )
+        costs[..., members] = pricer(work, (*prepared.rows.shape, len(members)))
+    return costs
+
+
+def _attention_costs(
+    pricer: _Pricer,
+    attentions: Sequence[Attention],
+    precisions: Sequence[Precision],
+    chosen: list[int],
+    sizes: Sizes,
+) -> Array:
+    """Return (2, P, M, A, Q): one pair of pricing calls per operator and KV format, mean over contexts."""
+    batch = sizes.micro_batches
+    costs = np.zeros((2, 2, len(batch), len(attentions), len(precisions)))
+    groups: dict[NumberFormat, list[int]] = {}
+    for q in chosen:
+        groups.setdefault(precisions[q].kv, []).append(q)
+    for a, attention in enumerate(attentions):
+        for kv, members in groups.items():
+            prefill = attention_work(attention, kv, pricer.spec, "prefill", batch, sizes.prompt, sizes.prompt)
+            decode = attention_work(attention, kv, pricer.spec, "decode", batch[:, None], 1.0, sizes.contexts)
+            costs[:, 0][:, :, a, members] = pricer(prefill, batch.shape)[..., None]
+            per_context = pricer(decode, (len(batch), len(sizes.contexts)))
+            costs[:, 1][:, :, a, members] = per_context.mean(axis=-1)[..., None]
+    return costs
+
+
+def _edge_costs(pricer: _Pricer, part: Block, sizes: Sizes) -> Array:
+    """Return (2, P, M) of the unquantized operators before the first or after the last block."""
+    shape = sizes.micro_batches.shape
+    total = np.zeros((2, 2, *shape))
+    for p, (phase, batch, query, context) in enumerate(sizes.of_phases()):
+        for op in part.ops:
+            work = lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)
+            total[:, p] += pricer(work, shape)
+    return total

@@ -1,0 +1,187 @@
+"""From operators to physical work: what a device must compute and move for one operator in one phase.
+
+The cost models below see no model graph, and the graph code above sees no bandwidth. Arrays of workload
+sizes broadcast, so that one call covers all micro-batches and context lengths.
+
+What is counted: stored bytes with scales and zero points; 16-bit elements between operators; scaled
+activation formats where a product reads them. Expanding a low-bit weight takes 2 vector operations per
+element, quantizing an activation 3, reading a quantized KV element 2.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from cost_models.attention import GPU_CLASSES, QUERY_TILE, causal_pairs
+from cost_models.work import Floats, Work
+from dse.errors import ConfigError
+from dse.evaluate.kernel_path import LinearPath, check_kv, float_kind, linear_path, supports
+from dse.formats.precision import NumberFormat, Precision
+from dse.formats.storage import kv_bits_per_token, row_bits, stored_bits
+from dse.graph.operator import Attention, Op
+from hardware_specs.spec import HardwareSpec
+
+__all__ = ["Phase", "attention_work", "elementwise_work", "linear_work", "lower", "supports"]
+
+Phase = Literal["prefill", "decode"]
+BITS_PER_BYTE = 8.0
+SIXTEEN_BIT_BYTES = 2.0
+EXPAND_OPS_PER_ELEMENT = 2.0
+QUANTIZE_OPS_PER_ELEMENT = 3.0
+
+LAUNCHING_KINDS = ("norm", "activation", "rope", "embedding")
+"""Element-wise kinds that cost a kernel launch. Additions, products and copies ride on a neighbour's kernel
+(norm + add, act * up), but their traffic is counted as traced."""
+
+
+def weight_bytes(op: Op, fmt: NumberFormat) -> float:
+    """Return the stored bytes of a linear: its matrix in ``fmt`` with metadata, its bias in 16 bits."""
+    outputs, inputs = _weight_shape(op)
+    return stored_bits(fmt, outputs, inputs) / BITS_PER_BYTE + bias_bytes(op)
+
+
+def bias_bytes(op: Op) -> float:
+    """Return the bytes of a linear's bias in 16 bits."""
+    return SIXTEEN_BIT_BYTES * _weight_shape(op)[0] if op.has_bias else 0.0
+
+
+def linear_rows(op: Op, batch: Floats, query: Floats, context: Floats) -> Floats:
+    """Return m of the product: the tokens that a linear processes, from its multiply-adds."""
+    outputs, inputs = _weight_shape(op)
+    return op.flop(batch, query, context) / (2.0 * outputs * inputs)
+
+
+def linear_work(
+    path: LinearPath,
+    rows: Floats,
+    outputs: Floats,
+    inputs: Floats,
+    stored_weight_bytes: Floats,
+    activation_row_bytes: Floats,
+) -> Work:
+    """Return the work of y[m, n] = x[m, k] W[n, k]^T; all arguments broadcast.
+
+    Args:
+        path: kernel of the device.
+        rows, outputs, inputs: m, n, k.
+        stored_weight_bytes: of W with its metadata and bias.
+        activation_row_bytes: of one row of x in the format that the product reads.
+    """
+    vector_flop: Floats = 0.0
+    if path.expands_weights:
+        vector_flop = vector_flop + EXPAND_OPS_PER_ELEMENT * outputs * inputs
+    if path.quantizes_activations:
+        vector_flop = vector_flop + QUANTIZE_OPS_PER_ELEMENT * rows * inputs
+    return Work(
+        kernel="matmul",
+        profile=path.profile,
+        compute=path.compute,
+        flop=2.0 * rows * outputs * inputs,
+        vector_flop=vector_flop,
+        read_bytes=stored_weight_bytes + rows * activation_row_bytes,
+        write_bytes=rows * outputs * SIXTEEN_BIT_BYTES,
+        rows=rows,
+    )
+
+
+def attention_work(
+    attention: Attention,
+    kv: NumberFormat,
+    spec: HardwareSpec,
+    phase: Phase,
+    batch: Floats,
+    query: Floats,
+    context: Floats,
+) -> Work:
+    """Return the work of causal attention with its KV cache; sizes broadcast.
+
+    Prefill: causal pairs, on GPUs padded to 128-row tiles; every key and value is read once (then it is in a
+    cache) and the new ones are written. Decode: the cached keys and values are read, one token's written. A
+    sliding window bounds what is attended to and read.
+    """
+    heads, width = attention.n_heads, attention.n_heads * attention.head_dim
+    token_bytes = kv_bits_per_token(kv, attention.n_kv_heads, attention.head_dim) / BITS_PER_BYTE
+    kv_width = attention.n_kv_heads * attention.head_dim
+    window = attention.window
+    is_prefill = phase == "prefill"
+    tile = QUERY_TILE if is_prefill and spec.device_class in GPU_CLASSES else 1
+    pairs = causal_pairs(query, context, window, tile)
+    attended = np.asarray(context, dtype=np.float64)
+    if window is not None:
+        attended = np.minimum(attended, np.asarray(query, dtype=np.float64) + window - 1)
+    expand = 0.0 if kv.is_float else EXPAND_OPS_PER_ELEMENT * batch * attended * 2.0 * kv_width
+    fresh = batch * np.asarray(query, dtype=np.float64)
+    return Work(
+        kernel="attention_prefill" if is_prefill else "attention_decode",
+        profile="attention_prefill" if is_prefill else "attention_decode",
+        compute=float_kind(spec),
+        flop=4.0 * batch * width * pairs,
+        vector_flop=batch * heads * pairs + (0.0 if is_prefill else expand),
+        read_bytes=fresh * width * SIXTEEN_BIT_BYTES + batch * attended * token_bytes,
+        write_bytes=fresh * (width * SIXTEEN_BIT_BYTES + token_bytes),
+        rows=query,
+        parallel=batch * attention.n_kv_heads,
+        context=attended,
+    )
+
+
+def elementwise_work(op: Op, compute: str, batch: Floats, query: Floats, context: Floats) -> Work:
+    """Return the work of an operator without multiply-adds; parameters are read once per launch.
+
+    ``compute`` is the device's unquantized kind, which sets the energy of an operation.
+    An embedding reads only the rows it looks up.
+    """
+    written = op.write_elements(batch, query, context)
+    read = written if op.kind == "embedding" else op.read_elements(batch, query, context) + op.parameters
+    return Work(
+        kernel="elementwise",
+        profile="elementwise",
+        compute=compute,
+        vector_flop=op.vector_flop(batch, query, context),
+        read_bytes=read * SIXTEEN_BIT_BYTES,
+        write_bytes=written * SIXTEEN_BIT_BYTES,
+        n_launches=1.0 if op.kind in LAUNCHING_KINDS else 0.0,
+    )
+
+
+def lower(
+    op: Op,
+    precision: Precision,
+    spec: HardwareSpec,
+    phase: Phase,
+    batch: Floats,
+    query: Floats,
+    context: Floats,
+) -> Work:
+    """Return the physical work of an operator at a precision on a device.
+
+    Args:
+        batch, query, context: sequences, new tokens of each, and positions attended to; they broadcast.
+        precision: weights and activations matter to linears, the KV format to attention.
+
+    Raises:
+        UnsupportedOnDevice: the device has no kernel for the precision.
+    """
+    if op.kind == "linear":
+        outputs, inputs = _weight_shape(op)
+        return linear_work(
+            linear_path(spec, precision),
+            linear_rows(op, batch, query, context),
+            outputs,
+            inputs,
+            weight_bytes(op, precision.weights),
+            row_bits(precision.activations, inputs) / BITS_PER_BYTE,
+        )
+    if op.kind == "attention" and op.attention is not None:
+        check_kv(spec, precision.kv)
+        return attention_work(op.attention, precision.kv, spec, phase, batch, query, context)
+    return elementwise_work(op, float_kind(spec), batch, query, context)
+
+
+def _weight_shape(op: Op) -> tuple[int, int]:
+    """Return (outputs, inputs) of a linear."""
+    if op.weight_shape is None:
+        raise ConfigError(f"linear '{op.name}' has no weight shape")
+    return op.weight_shape

@@ -1,0 +1,44 @@
+"""Sizes of a workload: micro-batches, and the context lengths that stand for a whole decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dse.evaluate.cost_table import Array
+from dse.evaluate.lowering import Phase
+from dse.graph.workload import Workload
+
+CONTEXT_POINTS = 16
+
+
+def decode_contexts(workload: Workload, n_points: int = CONTEXT_POINTS) -> Array:
+    """Return (C,) context lengths whose plain mean stands for the mean over all decode steps.
+
+    The first token comes out of the prefill, so step j = 1 .. n - 1 attends to prompt + j positions. Few
+    steps are all taken; else the centres of ``n_points`` equal parts, which is exact for costs that are
+    linear in the context and off by O(1 / n_points^2) where they bend (windows, roofs). A single output
+    token needs no decode step; its context is that of the step that would follow.
+    """
+    n_steps = max(1, workload.output_tokens - 1)
+    if n_steps <= n_points:
+        return workload.prompt_tokens + np.arange(1.0, n_steps + 1)
+    centres = (np.arange(n_points, dtype=np.float64) + 0.5) * (n_steps / n_points)
+    return workload.prompt_tokens + 0.5 + centres
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Workload sizes: prompt length, (M,) micro-batches, (C,) decode contexts."""
+
+    prompt: float
+    micro_batches: Array
+    contexts: Array
+
+    def of_phases(self) -> tuple[tuple[Phase, Array, float, float], ...]:
+        """(phase, batch (M,), query, mean context) of prefill and decode."""
+        return (
+            ("prefill", self.micro_batches, self.prompt, self.prompt),
+            ("decode", self.micro_batches, 1.0, float(self.contexts.mean())),
+        )
