@@ -77,8 +77,6 @@ def parse_format(text: str) -> NumberFormat:
     Raises:
         ConfigError: not a name of the grammar; the message has the nearest known name.
     """
-    if not isinstance(text, str):
-        raise ConfigError(f"a number format must be a name like 'int4_g64', but got {text!r}", value=text)
     name = text.strip().lower()
     if name in _FLOAT_BITS:
         return NumberFormat("float", name, _FLOAT_BITS[name])
@@ -153,6 +151,8 @@ def parse_precision(source: str | Mapping[str, str]) -> Precision:
 
 def _role(role: str, name: str) -> NumberFormat:
     """Parse the format of one role and check that its granularity means something there."""
+    if not isinstance(name, str):
+        raise ConfigError(f"a number format must be a name like 'int4_g64', but got {name!r}", path=role)
     try:
         fmt = parse_format(name)
     except ConfigError as error:
