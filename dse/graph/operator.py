@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from dse.graph.extent import Extent, total
 
 if TYPE_CHECKING:
@@ -69,17 +72,30 @@ class Op:
         """The last part of the name, which runtimes tie by: ``q_proj``, ``down_proj``, ``lm_head``."""
         return self.name.rsplit(".", 1)[-1]
 
+    def at(self, field: str, batch: ArrayLike, query: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
+        """Evaluate an Extent field; where attention slides, the context is what its cache still holds.
+
+        A sliding cache keeps window - 1 positions, so ``query`` tokens see at most window - 1 + query of
+        them: all of a prefill, and the window in decode. The arguments broadcast.
+        """
+        extent: Extent = getattr(self, field)
+        if self.attention is not None and self.attention.window is not None:
+            context = np.minimum(context, np.asarray(query) + (self.attention.window - 1))
+        return extent(batch, query, context)
+
 
 @dataclass(frozen=True)
 class Edge:
     """Data flow from one operator to another inside a block; ``elements`` cross it.
 
-    ``source`` or ``target`` is "" where the data enters or leaves the block.
+    ``source`` or ``target`` is "" where the data enters or leaves the block. Data that enters comes from the
+    block before (the residual stream), or where ``origin`` names one, from that operator of the prologue.
     """
 
     source: str
     target: str
     elements: Extent
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,11 @@ class OperatorGraph:
     def total(self, field: str) -> Extent:
         """Return the whole-model sum of an Extent field, repeats counted."""
         return total([part.sum(field) * part.repeats for part in self.parts])
+
+    def at(self, field: str, batch: ArrayLike, query: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
+        """Evaluate the whole-model sum of an Extent field, repeats counted and sliding windows respected."""
+        parts = [op.at(field, batch, query, context) * p.repeats for p in self.parts for op in p.ops]
+        return np.sum(parts, axis=0, dtype=np.float64)
 
     @cached_property
     def kv_elements_per_token(self) -> int:

@@ -1,0 +1,129 @@
+"""Where a model comes from (a folder, a GGUF file or a hub id): its configuration and its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dse.content import content_hash
+from dse.errors import ConfigError
+
+GGUF_MAGIC = b"GGUF"
+VOLATILE_KEYS = ("_name_or_path", "transformers_version", "architectures")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """An architecture and, where there are any, its weights.
+
+    Attributes:
+        name: display name.
+        config: the Hugging Face configuration as a plain mapping, ``model_type`` included.
+        weights: folder with ``*.safetensors`` files and their ``config.json``, None without weights.
+        gguf: a GGUF checkpoint that holds the weights, None otherwise.
+        note: one sentence on what is missing or where it comes from.
+        checkpoint: name of a checkpoint that can be fetched for this architecture, None without one.
+    """
+
+    name: str
+    config: dict[str, Any] = field(hash=False)
+    weights: Path | None = None
+    gguf: Path | None = None
+    note: str = ""
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config.get("model_type"), str):
+            raise ConfigError(
+                "is missing (it names the architecture, e.g. llama)", file=self.name, path="model_type"
+            )
+
+    @cached_property
+    def config_hash(self) -> str:
+        """Content hash of what determines the architecture; provenance keys do not count."""
+        return content_hash({k: v for k, v in self.config.items() if k not in VOLATILE_KEYS})
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model can be run, not only priced."""
+        return self.weights is not None or self.gguf is not None
+
+
+def load_source(path_or_hub_id: str | Path) -> ModelSource:
+    """Return the source behind a local folder, a ``.gguf`` file or a hub id such as ``org/name``.
+
+    Raises:
+        ConfigError: nothing is there, or what is there cannot be read.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix.lower() == ".gguf":
+        return _from_gguf(path)
+    text = str(path_or_hub_id)
+    if _looks_like_hub_id(text):
+        return _from_hub(text)
+    raise ConfigError(f"no such model '{text}': neither a folder, nor a .gguf file, nor a hub id (org/name)")
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    """Whether ``text`` has the form ``org/name``; a path that merely does not exist has not."""
+    parts = text.split("/")
+    return len(parts) == 2 and all(parts) and not text.startswith((".", "~")) and " " not in text
+
+
+def _from_folder(folder: Path) -> ModelSource:
+    """Read ``config.json`` of a Hugging Face folder; weights are there if any ``*.safetensors`` file is."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise ConfigError("is not a model folder: it has no config.json", file=str(folder))
+    try:
+        config = json.loads(config_file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not JSON ({error})", file=str(config_file)) from error
+    if not isinstance(config, dict):
+        raise ConfigError("must be a JSON object", file=str(config_file))
+    if not isinstance(config.get("model_type"), str):
+        raise ConfigError("is missing (it names the architecture)", file=str(config_file), path="model_type")
+    weights = folder if any(folder.glob("*.safetensors")) else None
+    note = "" if weights else "the folder has no safetensors weights: architecture only"
+    return ModelSource(folder.resolve().name, config, weights=weights, note=note)
+
+
+def _from_gguf(path: Path) -> ModelSource:
+    """Read the header of a GGUF file; its metadata becomes a Hugging Face configuration."""
+    if not path.is_file():
+        raise ConfigError("no such file", file=str(path))
+    with path.open("rb") as handle:
+        magic = handle.read(4)
+    if magic != GGUF_MAGIC:
+        raise ConfigError(f"is not a GGUF file: it starts with {magic!r} instead of b'GGUF'", file=str(path))
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    try:
+        config = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"is a damaged or unsupported GGUF file ({reason})", file=str(path)) from error
+    plain = {key: value for key, value in dict(config).items() if value is not None}
+    if not isinstance(plain.get("model_type"), str):
+        raise ConfigError("is a GGUF file without an architecture", file=str(path))
+    return ModelSource(path.stem, plain, gguf=path)
+
+
+def _from_hub(hub_id: str) -> ModelSource:
+    """Fetch the configuration of a hub id, or read it from the local hub cache."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(hub_id).to_dict()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"cannot get the configuration of hub model '{hub_id}': it is unknown, gated, or the hub cannot "
+            "be reached; pass a local folder with its config.json instead"
+        ) from error
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    return ModelSource(hub_id, plain, note="configuration from the hub: architecture only")

@@ -1,0 +1,84 @@
+"""Operator graphs as networkx graphs and GraphML files. Views only: changing one changes no operator graph."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dse.content import write_atomic
+from dse.graph.extent import Extent
+from dse.graph.operator import Block, Op, OperatorGraph
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+LETTERS = ("batch", "query", "context")
+
+
+def extent_text(extent: Extent) -> str:
+    """Return a polynomial as text, e.g. ``4096*batch*query + 2*batch*query*context``; "0" for zero."""
+    parts = []
+    for powers, factor in extent.terms:
+        number = f"{factor:.0f}" if factor.is_integer() else repr(factor)
+        letters = [
+            name if power == 1 else f"{name}^{power}"
+            for name, power in zip(LETTERS, powers, strict=True)
+            if power
+        ]
+        parts.append("*".join([number, *letters]))
+    return " + ".join(parts).replace("+ -", "- ") or "0"
+
+
+def to_networkx(graph: OperatorGraph) -> nx.DiGraph:
+    """Return one node per operator and layer, named by its full module path, with edges that carry elements.
+
+    Node attributes: ``kind``, ``parameters``, ``block`` ("prologue", the block's prefix, or "epilogue"),
+    ``flop`` and ``vector_flop`` as text, and inside the blocks ``layer``. Edge attribute: ``elements`` as
+    text. What leaves a block enters the next one.
+    """
+    import networkx as nx
+
+    view = nx.DiGraph(model=graph.model, parameters=graph.parameters)
+    parts: list[tuple[str, Block, int | None]] = [("prologue", graph.prologue, None)]
+    parts += [(block.prefix, block, layer) for layer, block in enumerate(graph.block_of_layer)]
+    parts += [("epilogue", graph.epilogue, None)]
+    everywhere = {edge.origin for part in graph.parts for edge in part.edges if edge.origin}
+    stream: list[str] = []  # operators of the part before whose results the next part reads
+    for label, block, layer in parts:
+        names = {op.name: block.full_name(op, layer) for op in block.ops}
+        for op in block.ops:
+            view.add_node(names[op.name], **_attributes(op, label, layer))
+        for edge in block.edges:
+            if edge.target:
+                sources = [names[edge.source]] if edge.source else [edge.origin] if edge.origin else stream
+                for source in sources:
+                    view.add_edge(source, names[edge.target], elements=extent_text(edge.elements))
+        leaving = [names[edge.source] for edge in block.edges if not edge.target]
+        stream = [name for name in leaving if name not in everywhere]
+    return view
+
+
+def _attributes(op: Op, label: str, layer: int | None) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "kind": op.kind,
+        "parameters": op.parameters,
+        "block": label,
+        "flop": extent_text(op.flop),
+        "vector_flop": extent_text(op.vector_flop),
+    }
+    return attributes if layer is None else {**attributes, "layer": layer}
+
+
+def write_graphml(graph: OperatorGraph, path: Path) -> None:
+    """Write the networkx view as GraphML; a crash leaves the old file or the new one."""
+    import networkx as nx
+
+    descriptor, temporary = tempfile.mkstemp(suffix=".graphml")
+    os.close(descriptor)
+    try:
+        nx.write_graphml(to_networkx(graph), temporary)
+        write_atomic(path, Path(temporary).read_bytes())
+    finally:
+        Path(temporary).unlink(missing_ok=True)
