@@ -56,6 +56,10 @@ class Skeleton:
         once = tuple(range(len(self.kinds)))
         return once if self.kinds == ((0,),) else (*once, 0)
 
+    def original_prefix(self, layer: int) -> str:
+        """Return the module path, in the full model, of the first layer that equals one of the reduced."""
+        return self.prefix.format(layer=self.kinds[self.kind_of[layer]][0])
+
     @property
     def template_of(self) -> tuple[int, ...]:
         """For each kind, the layer of the reduced module that stands for it."""

@@ -53,12 +53,8 @@ def solve(
         part, name = names[position]
         of_group = {point: passes[position] for point, passes in measured.items()}
         fit = _Fit(of_group, name, source.name)
-        prefix = (
-            ""
-            if part is None
-            else f"{skeleton.prefix.format(layer=skeleton.kinds[skeleton.kind_of[part]][0])}."
-        )
-        parameters, tied_to = _parameters(skeleton, first, group, prefix + name, owned)
+        full_name = name if part is None else f"{skeleton.original_prefix(part)}.{name}"
+        parameters, tied_to = _parameters(skeleton, first, group, full_name, owned)
         sizes = {size: fit.number(size) for size in SIZES}
         op = Op(
             name=name,

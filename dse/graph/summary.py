@@ -100,12 +100,14 @@ def _bytes(op: Op, point: tuple[int, int, int], item: int) -> tuple[int, int]:
 
     An embedding reads the rows that it looks up; a matrix is read whole, also where it is tied.
     """
-    read = op.at("read_elements", *point) + op.at("kv_read_elements", *point)
-    write = op.at("write_elements", *point) + op.at("kv_write_elements", *point)
+    read, kv_read, write, kv_write = (
+        int(op.at(name, *point))
+        for name in ("read_elements", "kv_read_elements", "write_elements", "kv_write_elements")
+    )
     if op.kind == "embedding":
-        weights = op.at("write_elements", *point)
+        weights = write
     elif op.tied_to is not None and op.weight_shape is not None:
         weights = op.parameters + op.weight_shape[0] * op.weight_shape[1]
     else:
         weights = op.parameters
-    return int(read + weights) * item, int(write) * item
+    return (read + kv_read + weights) * item, (write + kv_write) * item

@@ -1,4 +1,4 @@
-"""Operator graphs as networkx graphs and GraphML files. Views only: changing one changes no operator graph."""
+"""Operator graphs as networkx graphs and GraphML files: views, so changing one changes no operator graph."""
 
 from __future__ import annotations
 
