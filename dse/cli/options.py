@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from dse.errors import ConfigError
+
 if TYPE_CHECKING:
     from dse.formats.precision import Precision
+    from dse.graph.operator import OperatorGraph
+    from dse.graph.units import Unit
     from dse.graph.workload import Workload
+    from dse.plan import Plan
 
 JSON = typer.Option(False, "--json", help="Print one JSON document to stdout and nothing else.")
 MODEL = typer.Argument(..., help="Catalogue name, local Hugging Face folder, .gguf file or hub id.")
@@ -53,3 +59,49 @@ def workload_of(batch: int, prompt: int, output: int) -> Workload:
     from dse.graph.workload import Workload
 
     return Workload(batch=batch, prompt_tokens=prompt, output_tokens=output)
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan of a ``plan.json``.
+
+    Raises:
+        ConfigError: the file cannot be read, is not JSON, or is not a plan.
+    """
+    import json
+
+    from dse.plan import Plan
+
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    except ValueError as error:
+        raise ConfigError(f"is not JSON ({error})", file=str(path)) from error
+    if not isinstance(document, dict):
+        raise ConfigError("is not a plan: it must be one JSON object", file=str(path))
+    try:
+        return Plan.from_json(document)
+    except ConfigError as error:
+        raise ConfigError(error.message, file=str(path), path=error.path, value=error.value) from error
+
+
+def units_of_plan(plan: Plan, graph: OperatorGraph) -> tuple[Unit, ...]:
+    """Return the units that a plan decides; tied linears are known from their joined names.
+
+    Raises:
+        ConfigError: the plan is of another model or granularity.
+    """
+    from dse.graph.units import units_of
+
+    roles = [name.rpartition(".")[2].split("+") for name in plan.assignment.by_unit]
+    ties = tuple(sorted({tuple(group) for group in roles if len(group) > 1}))
+    units = units_of(graph, plan.granularity, ties)
+    wanted = {unit.name for unit in units}
+    for name in plan.assignment.by_unit:
+        if name not in wanted:
+            raise ConfigError(
+                f"the plan assigns '{name}', which this model does not have", value=name, allowed=wanted
+            )
+    for name in sorted(wanted - plan.assignment.by_unit.keys()):
+        raise ConfigError(f"the plan says nothing of '{name}'", path="assignment")
+    return units

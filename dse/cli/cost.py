@@ -1,0 +1,79 @@
+"""``dse cost``: latency, energy and memory of a model on one device, per operator and phase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dse.cli import options
+from dse.cli.output import emit_json, si, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("cost")(cost)
+
+
+def cost(
+    model: str = options.MODEL,
+    device: str = typer.Option(..., "--device", help="Device name, or a YAML file of your own."),
+    plan: Path = typer.Option(None, "--plan", help="A plan.json whose precisions are used."),
+    weights: str = options.WEIGHTS,
+    activations: str = options.ACTIVATIONS,
+    kv: str = options.KV,
+    batch: int = options.BATCH,
+    prompt: int = options.PROMPT,
+    output: int = options.OUTPUT,
+    as_json: bool = options.JSON,
+) -> None:
+    """Price a model on a device."""
+    from dse.evaluate.breakdown import cost_document
+    from dse.graph.cache import load_graph
+    from hardware_specs.loader import load_device
+    from studies.catalogue import resolve_model
+
+    workload = options.workload_of(batch, prompt, output)
+    spec = load_device(device)
+    uniform = options.precision_of(weights, activations, kv)
+    graph = load_graph(resolve_model(model))
+    if plan is None:
+        document = cost_document(graph, spec, uniform, workload)
+    else:
+        parsed = options.read_plan(plan)
+        units = options.units_of_plan(parsed, graph)
+        document = cost_document(graph, spec, parsed.assignment.by_unit, workload, units)
+    if as_json:
+        emit_json(document)
+    else:
+        _show(document, f"{model} on {spec.name}")
+
+
+def _show(document: dict[str, Any], title: str) -> None:
+    typer.echo(
+        f"{title}: TTFT {si(document['ttft_s'], 's')}, TPOT {si(document['tpot_s'], 's')}, "
+        f"{si(document['energy_j_per_token'], 'J')} a token ({document['provenance']})"
+    )
+    memory = document["memory_bytes"]
+    parts = ", ".join(f"{name} {si(memory[name], 'B')}" for name in memory if name != "total")
+    verdict = "fits" if document["fits"] else "does NOT fit"
+    typer.echo(f"memory: {si(memory['total'], 'B')} ({parts}); {verdict}")
+    rows = sorted(document["operators"], key=lambda row: -row["time_s"])
+    table(
+        "Slowest operators",
+        ("operator", "phase", "bound by", "time", "energy", "FLOP", "read"),
+        [
+            (
+                row["name"],
+                row["phase"],
+                row["bound_by"],
+                si(row["time_s"], "s"),
+                si(row["energy_j"], "J"),
+                si(row["flop"], "FLOP"),
+                si(row["read_bytes"], "B"),
+            )
+            for row in rows[:20]
+        ],
+        numeric_from=3,
+    )
