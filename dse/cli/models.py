@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from dse.cli.options import JSON
@@ -20,40 +22,54 @@ def models(
     as_json: bool = JSON,
 ) -> None:
     """List the catalogue, show one model, or fetch a checkpoint (`dse models fetch NAME`)."""
-    from studies.catalogue import catalogue, model_entry
+    from studies.catalogue import model_names
 
     if name == "fetch":
         _fetch(fetched, as_json=as_json)
         return
-    entries = catalogue() if name is None else (model_entry(name),)
+    documents = [_document(entry) for entry in (model_names() if name is None else (name,))]
     if as_json:
-        documents = [entry.to_json() for entry in entries]
         emit_json({"models": documents} if name is None else documents[0])
         return
-    table(
-        "Models",
-        ("model", "type", "parameters", "layers", "hidden", "weights", "source of the count"),
-        [
-            (
-                entry.name,
-                entry.model_type,
-                si(entry.parameters, ""),
-                str(entry.n_layers),
-                str(entry.hidden_size),
-                "dse models fetch" if entry.checkpoint else "architecture only",
-                entry.parameters_source,
-            )
-            for entry in entries
-        ],
-        numeric_from=7,
-    )
+    rows = [
+        (
+            document["name"],
+            document["family"],
+            si(document["parameters"], ""),
+            f"dse models fetch {document['name']}" if document["checkpoint"] else "architecture only",
+        )
+        for document in documents
+    ]
+    table("Models", ("model", "family", "parameters", "weights"), rows, numeric_from=4)
+    if name is not None:
+        document = documents[0]
+        typer.echo(f"{document['parameters']:,} parameters: {document['parameters_source']}")
+        typer.echo(document["note"])
+        for key, value in document["config"].items():
+            typer.echo(f"  {key}: {value}")
+
+
+def _document(name: str) -> dict[str, Any]:
+    from studies.catalogue import catalogue_entry
+
+    entry = catalogue_entry(name)
+    return {
+        "name": name,
+        "family": entry.family,
+        "parameters": entry.parameters.value,
+        "parameters_source": entry.parameters.source,
+        "checkpoint": entry.checkpoint,
+        "note": entry.note,
+        "config": entry.config,
+    }
 
 
 def _fetch(name: str | None, *, as_json: bool) -> None:
-    from studies.catalogue import catalogue, fetch_checkpoint
+    from studies.catalogue import catalogue_entry, model_names
+    from studies.weights import fetch_checkpoint
 
     if name is None:
-        have = [entry.name for entry in catalogue() if entry.checkpoint]
+        have = [entry for entry in model_names() if catalogue_entry(entry).checkpoint]
         raise ConfigError(f"say which model to fetch: dse models fetch {' | '.join(have)}")
     folder = fetch_checkpoint(name, note)
     if as_json:
