@@ -23,21 +23,21 @@ def memory_j_per_bit(spec: HardwareSpec) -> float | None:
 
 
 def flop_energy_j(spec: HardwareSpec, kind: str) -> float | None:
-    """Return joules per operation of a compute kind, None where it is unknown.
+    """Return joules per operation of a compute kind, None where nothing is known.
 
-    An emulated kind costs what the kind does that it runs as. fp16 and bf16 stand for each other: their
-    multiply-adds have the same accumulator and differ by less than the uncertainty of these constants.
+    An emulated kind costs what the kind does that it runs as. Kinds of at most 16 bits without a figure of
+    their own are charged as the 16-bit kind: fp16 and bf16 differ by less than these constants are known, and
+    for narrower kinds it is an upper bound, so that a missing figure never makes a precision look cheap.
     """
     known = spec.power.energy_j_per_flop
     if kind in known:
         return known[kind]
-    twin = {"fp16": "bf16", "bf16": "fp16"}.get(kind)
-    if twin in known:
-        return known[twin]
     entry = next((path for path in spec.compute if path.kind == kind), None)
     if entry is not None and entry.support == "emulated" and entry.compute_as not in (None, kind):
         return flop_energy_j(spec, str(entry.compute_as))
-    return None
+    if kind in ("fp32", "tf32"):
+        return None
+    return known.get("bf16", known.get("fp16"))
 
 
 def energy_gaps(spec: HardwareSpec, kind: str) -> tuple[str, ...]:

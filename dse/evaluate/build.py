@@ -15,11 +15,15 @@ from cost_models.work import Floats
 from dse.errors import ConfigError
 from dse.evaluate.cost_table import Array, CostTable
 from dse.evaluate.device_costs import prepare, price_device
-from dse.evaluate.footprint import activation_peak_elements, block_fixed_bytes, edge_bytes
-from dse.evaluate.lowering import BITS_PER_BYTE, SIXTEEN_BIT_BYTES
+from dse.evaluate.footprint import (
+    activation_peak_elements,
+    block_fixed_bytes,
+    edge_bytes,
+    kv_bytes_per_token,
+)
+from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
 from dse.evaluate.sizes import Sizes, decode_contexts
 from dse.formats.precision import Precision
-from dse.formats.storage import kv_bits_per_token
 from dse.graph.operator import Attention, OperatorGraph
 from dse.graph.units import Unit
 from dse.graph.workload import Workload
@@ -116,14 +120,12 @@ def _check(
 
 
 def _kv_bytes(attentions: Sequence[Attention], precisions: Sequence[Precision], context: int) -> Array:
-    """Return (A, Q) cached bytes per position, averaged over the full context where a window drops some."""
-    table = np.zeros((len(attentions), len(precisions)))
-    for a, attention in enumerate(attentions):
-        kept_frac = 1.0 if attention.window is None else min(1.0, attention.window / context)
-        for q, precision in enumerate(precisions):
-            bits = kv_bits_per_token(precision.kv, attention.n_kv_heads, attention.head_dim)
-            table[a, q] = bits / BITS_PER_BYTE * kept_frac
-    return table
+    """Return (A, Q) cached bytes per position."""
+    table = [
+        [kv_bytes_per_token(attention, precision.kv, context) for precision in precisions]
+        for attention in attentions
+    ]
+    return np.asarray(table, dtype=np.float64).reshape(len(attentions), len(precisions))
 
 
 def _per_phase(sizes: Sizes, elements: Callable[[Array, float, float], Floats]) -> Array:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_models.work import Floats
-from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
-from dse.graph.operator import Block, OperatorGraph
+from dse.evaluate.lowering import BITS_PER_BYTE, SIXTEEN_BIT_BYTES
+from dse.formats.precision import NumberFormat
+from dse.formats.storage import kv_bits_per_token
+from dse.graph.operator import Attention, Block, OperatorGraph
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,13 @@ def edge_bytes(graph: OperatorGraph) -> EdgeBytes:
         if op.tied_to is not None and op.weight_shape is not None
     )
     return EdgeBytes(first, own + tied, tied)
+
+
+def kv_bytes_per_token(attention: Attention, fmt: NumberFormat, total_context: int) -> float:
+    """Return the cached bytes of one position in one layer, scales included.
+
+    A sliding window keeps its own positions only: the mean over ``total_context`` positions, so that times
+    the context it is what the cache holds at full length.
+    """
+    kept_frac = 1.0 if attention.window is None else min(1.0, attention.window / total_context)
+    return kept_frac * kv_bits_per_token(fmt, attention.n_kv_heads, attention.head_dim) / BITS_PER_BYTE

@@ -44,7 +44,12 @@ def test_emulated_kind_costs_what_it_runs_as():
     spec = make_spec(native={"fp16": 1e12}, emulated={"fp8": "fp16"}, j_per_flop=3e-12)
     assert flop_energy_j(spec, "fp8") == 3e-12
     assert flop_energy_j(spec, "bf16") == 3e-12
-    assert flop_energy_j(spec, "int8") is None
+    assert flop_energy_j(spec, "fp32") is None
+
+
+def test_a_narrow_kind_without_a_figure_is_charged_as_sixteen_bits():
+    spec = make_spec(native={"bf16": 1e12}, j_per_flop=3e-12)
+    assert flop_energy_j(spec, "int8") == 3e-12
 
 
 def test_link_energy():
