@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dse.errors import ConfigError, UnitError, nearest_hint
@@ -29,36 +30,46 @@ Dimension = Literal[
 
 _DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_SMALL = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12}
+_SMALL = {"": 1.0, "m": 1e3, "u": 1e6, "n": 1e9, "p": 1e12}  # divisors: 100 us is then exactly 1e-4 s
 _RATE = {"": 1.0, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
 
-def _table() -> dict[str, tuple[Dimension, float]]:
-    units: dict[str, tuple[Dimension, float]] = {}
+@dataclass(frozen=True)
+class Unit:
+    """A unit word: its number times ``factor`` over ``divisor`` is in the SI base unit of the dimension."""
+
+    dimension: Dimension
+    factor: float = 1.0
+    divisor: float = 1.0
+
+
+def _table() -> dict[str, Unit]:
+    units: dict[str, Unit] = {}
     for prefix, factor in {**_DECIMAL, **_BINARY}.items():
-        units[f"{prefix}B"] = ("bytes", factor)
-        units[f"{prefix}B/s"] = ("bytes_per_s", factor)
+        units[f"{prefix}B"] = Unit("bytes", factor)
+        units[f"{prefix}B/s"] = Unit("bytes_per_s", factor)
     for prefix, factor in _DECIMAL.items():
-        units[f"{prefix}bit/s"] = ("bytes_per_s", factor / 8.0)
+        units[f"{prefix}bit/s"] = Unit("bytes_per_s", factor, 8.0)
     for prefix, factor in _RATE.items():
-        units[f"{prefix}FLOP/s"] = units[f"{prefix}OP/s"] = ("flop_per_s", factor)
-    for prefix, factor in _SMALL.items():
-        units[f"{prefix}J/bit"] = ("joule_per_bit", factor)
-        units[f"{prefix}J/FLOP"] = units[f"{prefix}J/OP"] = ("joule_per_flop", factor)
-    units |= {f"{prefix}s": ("second", _SMALL[prefix]) for prefix in ("", "m", "u", "n")}
-    units |= {f"{prefix}W": ("watt", factor) for prefix, factor in (("m", 1e-3), ("", 1.0), ("k", 1e3))}
-    units |= {f"{prefix}Hz": ("hertz", _DECIMAL[prefix]) for prefix in ("", "k", "M", "G")}
+        units[f"{prefix}FLOP/s"] = units[f"{prefix}OP/s"] = Unit("flop_per_s", factor)
+    for prefix, divisor in _SMALL.items():
+        units[f"{prefix}J/bit"] = Unit("joule_per_bit", 1.0, divisor)
+        units[f"{prefix}J/FLOP"] = units[f"{prefix}J/OP"] = Unit("joule_per_flop", 1.0, divisor)
+    units |= {f"{prefix}s": Unit("second", 1.0, _SMALL[prefix]) for prefix in ("", "m", "u", "n")}
+    units |= {f"{prefix}Hz": Unit("hertz", _DECIMAL[prefix]) for prefix in ("", "k", "M", "G")}
     units |= {
-        "USD/h": ("usd_per_h", 1.0),
-        "nm": ("nanometre", 1.0),
-        "count": ("count", 1.0),
-        "ratio": ("ratio", 1.0),
+        "mW": Unit("watt", 1.0, 1e3),
+        "W": Unit("watt"),
+        "kW": Unit("watt", 1e3),
+        "USD/h": Unit("usd_per_h"),
+        "nm": Unit("nanometre"),
+        "count": Unit("count"),
+        "ratio": Unit("ratio"),
     }
     return units
 
 
 UNITS = _table()
-"""Unit word -> (dimension, factor to the SI base unit of the dimension)."""
 
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 # What YAML 1.1 leaves a string although people mean a number: an exponent without a sign.
@@ -67,7 +78,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 def accepted_units(dimension: Dimension) -> list[str]:
     """Return the unit words of a dimension, sorted."""
-    return sorted(word for word, (kind, _) in UNITS.items() if kind == dimension)
+    return sorted(word for word, unit in UNITS.items() if unit.dimension == dimension)
 
 
 def parse_number(value: object, *, file: str | None = None, path: str | None = None) -> float:
@@ -111,10 +122,10 @@ def to_si(
     allowed = accepted_units(dimension)
     if unit not in UNITS:
         raise UnitError(f"unknown unit '{unit}'", file=file, path=path, value=unit, allowed=allowed)
-    kind, factor = UNITS[unit]
-    if kind != dimension:
+    known = UNITS[unit]
+    if known.dimension != dimension:
         raise UnitError(
-            f"unit '{unit}' measures {kind}, not {dimension}{nearest_hint(unit, allowed)}",
+            f"unit '{unit}' measures {known.dimension}, not {dimension}{nearest_hint(unit, allowed)}",
             file=file,
             path=path,
             value=unit,
@@ -123,4 +134,4 @@ def to_si(
     if number < 0 or (number == 0 and not zero):
         bound = "at least 0" if zero else "above 0"
         raise ConfigError(f"must be {bound}, but is {value}", file=file, path=path, value=value)
-    return number * factor
+    return number * known.factor / known.divisor
