@@ -38,7 +38,7 @@ NO_MATRIX_UNIT = {
     *(name for name in device_names() if name.startswith("nvidia_p100")),
     "apple_m3_ultra",
 }
-IN_MEMORY = {"untether_speedai240", "dmatrix_corsair", "encharge_en100_m2", "encharge_en100_pcie"}
+IN_MEMORY = {"untether_speedai240"}
 
 devices = pytest.mark.parametrize("name", device_names())
 
@@ -97,6 +97,7 @@ def test_name_is_the_file_name(name):
 def test_every_compute_kind_is_stated(name):
     spec = load_device(name)
     assert tuple(path.kind for path in spec.compute) == COMPUTE_KINDS
+    assert native(spec), "a device without any published rate cannot be timed"
     for path in spec.compute:
         if path.support == "emulated" and path.compute_as:
             assert spec.rate_flop_per_s(path.kind) == spec.path(path.compute_as).dense_flop_per_s
@@ -236,7 +237,7 @@ def test_energy_per_operation_at_the_power_limit(name):
         assert within(bound_pj, 0.44, 3.1)
 
 
-BANDWIDTH_PER_W = {"HBM": (2.2, 8), "GDDR": (1.8, 5), "LPDDR": (0.65, 8.3), "DDR": (0.8, 3)}
+BANDWIDTH_PER_W = {"HBM": (2.2, 8), "GDDR": (1.8, 5), "LPDDR": (0.7, 8), "DDR": (0.8, 3)}
 
 
 @powered
@@ -252,11 +253,11 @@ def test_bandwidth_per_watt(name):
 
 @off_chip
 def test_memory_power_is_a_part_of_the_power_limit(name):
-    """Bandwidth x pJ/bit of memory and interface: 5 to 45 % of TDP; small shares where the chip is large."""
+    """Bandwidth x pJ/bit of memory and interface: 5 to 45 % of TDP."""
     spec = load_device(name)
     drawn_w = spec.main_memory.bandwidth_bytes_per_s * 8 * spec.main_memory.energy_j_per_bit
     share = drawn_w / spec.power.tdp_w
-    assert within(share, 0.02, 0.46)
+    assert within(share, 0.048, 0.455)
 
 
 NVLINK_STEP = {"nvlink1": 20e9, "nvlink2": 25e9, "nvlink3": 25e9, "nvlink4": 25e9, "nvlink5": 50e9}
