@@ -21,9 +21,9 @@ from dse.partition.problem import Array
 from dse.partition.relax import (
     Multipliers,
     Relaxed,
-    constant_part,
     cut_bounds,
-    layer_prefix,
+    layer_costs,
+    prefixes_and_constants,
     relax_cut,
     stage_of_layers,
     uniform_multipliers,
@@ -31,6 +31,9 @@ from dse.partition.relax import (
 from dse.partition.rounding import round_relaxed
 
 BLOCK_CUTS = 20_000
+KEEP_MULTIPLIERS = 200
+BATCH_MULTIPLIERS = 16
+ROUNDING_FRAC = 1e-12  # widens comparisons that would otherwise hang on the rounding of sums
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,17 @@ class Incumbent:
 
 @dataclass
 class _Block:
-    """Cuts of a lane with their bounds so far; ``n_seen`` multipliers of the lane are in them."""
+    """Cuts of a lane with their bounds so far: ``n_seen`` multipliers are in them, ``source`` is the best one."""
 
     lane: int
     cuts: NDArray[np.int64]
     bounds: Array
+    source: NDArray[np.int64]
     n_seen: int = 0
+
+    def take(self, index: NDArray[np.bool_]) -> None:
+        """Keep only some of the cuts."""
+        self.cuts, self.bounds, self.source = self.cuts[index], self.bounds[index], self.source[index]
 
 
 @dataclass
@@ -92,9 +100,18 @@ class _Node:
 
 @dataclass
 class Memory:
-    """Multipliers of every lane that proved useful; they carry over to other penalty bounds."""
+    """Multipliers of every device sequence; they carry over to its other lanes and other penalty bounds."""
 
-    of_lane: dict[int, list[Multipliers]] = field(default_factory=dict)
+    of_sequence: dict[tuple[int, ...], list[Multipliers]] = field(default_factory=dict)
+
+    def known(self, lane: Lane) -> list[Multipliers]:
+        """Return the list of the lane's sequence, which starts with the uniform multipliers."""
+        return self.of_sequence.setdefault(lane.devices, [uniform_multipliers(lane)])
+
+    def forget(self) -> None:
+        """Keep the newest of every sequence, for the next search."""
+        for known in self.of_sequence.values():
+            del known[1 : max(1, len(known) - KEEP_MULTIPLIERS)]
 
 
 @dataclass
@@ -126,7 +143,8 @@ class BranchAndBound:
         self.counter = itertools.count()
         self.n_relaxations = self.n_searched = self.n_branched = 0
         self.deadline = None if limits.time_s is None else time.monotonic() + limits.time_s
-        self.evaluated: dict[int, list[tuple[Array, float]]] = {}
+        self.evaluated: dict[int, tuple[Array, Array]] = {}
+        memory.forget()
         self.dropped = float("inf")
 
     @property
@@ -144,9 +162,6 @@ class BranchAndBound:
             hi = n_layers - n + lo
             lo[n] = n_layers
             hi[0] = 0
-            known = self.memory.of_lane.setdefault(index, [])
-            if not known:
-                known.append(uniform_multipliers(lane))
             self._push_box(_Box(index, lo, hi))
         finished = True
         while self.heap:
@@ -187,26 +202,29 @@ class BranchAndBound:
         elif bound < float("inf"):
             self.dropped = min(self.dropped, bound)
 
-    def _bounds_of(self, lane: int) -> list[tuple[Array, float]]:
-        """Return (prefix, constant) of every multiplier set known for the lane."""
-        known = self.memory.of_lane[lane]
-        done = self.evaluated.setdefault(lane, [])
-        for multipliers in known[len(done) :]:
-            done.append(
-                (
-                    layer_prefix(self.lanes[lane], multipliers),
-                    constant_part(self.lanes[lane], multipliers, self.max_penalty),
-                )
-            )
+    def _bounds_of(self, lane_index: int, upto: int) -> tuple[Array, Array]:
+        """Return prefixes (T, n, L + 1) and constants (T) of the first ``upto`` multipliers of the lane."""
+        lane = self.lanes[lane_index]
+        done = self.evaluated.get(lane_index)
+        n_done = 0 if done is None else len(done[1])
+        fresh = self.memory.known(lane)[n_done:upto]
+        if fresh:
+            prefixes, constants = prefixes_and_constants(lane, fresh, self.max_penalty)
+            if done is not None:
+                prefixes = np.concatenate([done[0], prefixes])
+                constants = np.concatenate([done[1], constants])
+            self.evaluated[lane_index] = done = (prefixes, constants)
+        assert done is not None
         return done
 
     def _push_box(self, box: _Box) -> None:
         if count_cuts(box.lo, box.hi) <= BLOCK_CUTS:
             self._push_block(box)
             return
+        n_known = len(self.memory.known(self.lanes[box.lane]))
         bound = max(
-            lowest_bound_in_box(prefix, constant, box.lo, box.hi)
-            for prefix, constant in self._bounds_of(box.lane)
+            lowest_bound_in_box(prefix, float(constant), box.lo, box.hi)
+            for prefix, constant in zip(*self._bounds_of(box.lane, n_known), strict=True)
         )
         self._push(bound, box)
 
@@ -214,20 +232,26 @@ class BranchAndBound:
         lane = self.lanes[box.lane]
         cuts = cuts_in_box(box.lo, box.hi)
         fits = lane.fits(cuts)
-        block = _Block(box.lane, cuts[fits], np.full(int(fits.sum()), -np.inf))
+        n_fit = int(fits.sum())
+        block = _Block(box.lane, cuts[fits], np.full(n_fit, -np.inf), np.zeros(n_fit, np.int64))
         self._refresh(block)
         if len(block.cuts):
             self._push(float(block.bounds.min()), block)
 
-    def _refresh(self, block: _Block) -> None:
-        bounds = self._bounds_of(block.lane)
-        for prefix, constant in bounds[block.n_seen :]:
-            np.maximum(block.bounds, cut_bounds(prefix, constant, block.cuts), out=block.bounds)
-        block.n_seen = len(bounds)
+    def _refresh(self, block: _Block) -> bool:
+        """Apply the next batch of multipliers to a block; return whether there was one."""
+        upto = min(block.n_seen + BATCH_MULTIPLIERS, len(self.memory.known(self.lanes[block.lane])))
+        prefixes, constants = self._bounds_of(block.lane, upto)
+        for t in range(block.n_seen, upto):
+            bounds = cut_bounds(prefixes[t], float(constants[t]), block.cuts)
+            higher = bounds > block.bounds
+            block.bounds[higher], block.source[higher] = bounds[higher], t
+        applied, block.n_seen = upto > block.n_seen, upto
         keep = block.bounds < self.limit
         if not keep.all():
             self.dropped = min(self.dropped, float(block.bounds[~keep].min()))
-            block.cuts, block.bounds = block.cuts[keep], block.bounds[keep]
+            block.take(keep)
+        return applied
 
     def _open_box(self, box: _Box) -> None:
         for lo, hi in split_box(box.lo, box.hi):
@@ -236,24 +260,41 @@ class BranchAndBound:
 
     def _open_block(self, block: _Block) -> None:
         """Take the cut with the lowest bound out of the block and relax it."""
-        self._refresh(block)
-        if not len(block.cuts):
-            return
-        index = int(np.argmin(block.bounds))
-        bound = float(block.bounds[index])
-        if self.heap and bound > self.heap[0][0]:
-            self._push(bound, block)
-            return
+        while True:
+            applied = self._refresh(block)
+            if not len(block.cuts):
+                return
+            index = int(np.argmin(block.bounds))
+            bound = float(block.bounds[index])
+            if self.heap and bound > self.heap[0][0]:
+                self._push(bound, block)
+                return
+            if not applied:
+                break
         cut = block.cuts[index]
-        block.cuts = np.delete(block.cuts, index, axis=0)
-        block.bounds = np.delete(block.bounds, index)
-        lane = self.lanes[block.lane]
-        usable = lane.usable[stage_of_layers(cut), np.arange(lane.n_layers)]
-        self._relax(block.lane, cut, usable, bound, 0)
+        source = self.memory.known(self.lanes[block.lane])[block.source[index]]
+        block.take(np.arange(len(block.cuts)) != index)
+        self._relax(block.lane, cut, self._promising(block.lane, cut, bound, source), bound, 0)
         if len(block.cuts):
             self._refresh(block)
         if len(block.cuts):
             self._push(float(block.bounds.min()), block)
+
+    def _promising(
+        self, lane_index: int, cut: NDArray[np.int64], bound: float, source: Multipliers
+    ) -> NDArray[np.bool_]:
+        """Return (L, K) the usable choices that an improving assignment of the cut may contain.
+
+        An assignment costs at least the cut's bound plus the reduced cost of any of its choices.
+        """
+        lane = self.lanes[lane_index]
+        at = stage_of_layers(cut), np.arange(lane.n_layers)
+        usable = lane.usable[at]
+        if self.limit == float("inf"):
+            return usable
+        costs = layer_costs(lane, source)[at]
+        reduced = costs - costs.min(axis=1, keepdims=True)
+        return usable & (reduced <= self.limit - bound + ROUNDING_FRAC * abs(self.limit))
 
     def _relax(
         self,
@@ -271,7 +312,7 @@ class BranchAndBound:
         if relaxed is None:
             return
         if depth == 0:
-            self.memory.of_lane[lane_index].append(relaxed.multipliers)
+            self.memory.known(lane).append(relaxed.multipliers)
         bound = max(bound, relaxed.bound)
         if bound >= self.limit:
             self.dropped = min(self.dropped, bound)

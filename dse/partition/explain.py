@@ -14,9 +14,7 @@ GIB = 2.0**30
 MAX_CUTS = 200_000
 
 
-def binding_sentence(
-    problem: PipelineProblem, goal: Goal, best: Incumbent, relaxed: Relaxed | None
-) -> str:
+def binding_sentence(problem: PipelineProblem, goal: Goal, best: Incumbent, relaxed: Relaxed | None) -> str:
     """Name the slowest stages and the constraints with a price, from the multipliers of the plan's cut."""
     lane = best.lane
     if lane is None or best.cut is None or best.choices is None:
@@ -64,7 +62,9 @@ def missing_sentence(problem: PipelineProblem, goal: Goal) -> str:
         return f"no device can run any choice of layer {layer}"
     missing = missing_bytes(problem)
     if missing is None:
-        return "no candidate order can run all layers: every contiguous cut meets a layer its device cannot run"
+        return (
+            "no candidate order can run all layers: every contiguous cut meets a layer its device cannot run"
+        )
     if missing[0] > 0:
         bytes_, names = missing
         return (

@@ -29,7 +29,10 @@ class Maximum:
 
 @dataclass(frozen=True)
 class Terms:
-    """F(x) = linear @ x + constant + the maxima, x = (P_1..P_n, D_1..D_n)."""
+    """F(x) = linear @ x + constant + the maxima, x = (P_1..P_n, D_1..D_n).
+
+    The maxima of all micro-batch sizes have the same rows, so that multipliers carry over between lanes.
+    """
 
     linear: Array
     constant: float
@@ -103,53 +106,54 @@ def _prefix(per_layer: Array) -> Array:
     return np.concatenate([np.zeros((len(per_layer), 1)), np.cumsum(per_layer, axis=1)], axis=1)
 
 
-def round_terms(n: int, hops_p: Array, hops_d: Array, k: int, m: int, tokens: int) -> Terms:
-    """Return F of the corrected round: see ``cost_models.pipeline``."""
-    eye, zero = np.eye(n), np.zeros((n, n))
-    maxima: list[Maximum] = []
-    if k > 1:
-        forms = np.concatenate([eye, zero], axis=1)
-        constants = np.zeros(n)
-        if len(hops_p) and hops_p.max() > 0:
-            forms = np.concatenate([forms, np.zeros((1, 2 * n))])
-            constants = np.append(constants, hops_p.max())
-        maxima.append(Maximum(float(k - 1), forms, constants))
-    if tokens > 1:
-        whole = np.concatenate([np.zeros(n), np.ones(n)])[None]
-        forms, constants = whole, np.array([float(hops_d.sum())])
-        # with one micro-batch no stage can exceed the sum of all
-        if m > 1:
-            forms = np.concatenate([forms, np.concatenate([zero, m * eye], axis=1)])
-            constants = np.concatenate([constants, np.zeros(n)])
-            if len(hops_d) and hops_d.max() > 0:
-                forms = np.concatenate([forms, np.zeros((1, 2 * n))])
-                constants = np.append(constants, m * hops_d.max())
-        maxima.append(Maximum(float(tokens - 1), forms, constants))
-    return Terms(np.concatenate([np.ones(n), np.zeros(n)]), float(hops_p.sum()), tuple(maxima))
+def round_terms(
+    n: int, hops_p: Array, hops_d: Array, k: int, m: int, tokens: int, *, drain: bool = False
+) -> Terms:
+    """Return F of the corrected round: see ``cost_models.pipeline``.
+
+    With ``drain`` the last round ends when its last micro-batch leaves the last stage: it takes the sum of the
+    stations plus (m - 1) times the slowest, as any flow shop of equal jobs.
+    """
+    eye, zero, none = np.eye(n), np.zeros((n, n)), np.zeros((1, 2 * n))
+    longest_p, longest_d = (float(hops.max()) if len(hops) else 0.0 for hops in (hops_p, hops_d))
+    slowest_prefill = Maximum(
+        float(k - 1),
+        np.concatenate([np.concatenate([eye, zero], axis=1), none]),
+        np.append(np.zeros(n), longest_p),
+    )
+    whole = np.concatenate([np.zeros(n), np.ones(n)])[None]
+    whole_round = Maximum(
+        float(max(tokens - 1 - drain, 0)),
+        np.concatenate([whole, np.concatenate([zero, m * eye], axis=1), none]),
+        np.concatenate([[float(hops_d.sum())], np.zeros(n), [m * longest_d]]),
+    )
+    linear = np.concatenate([np.ones(n), np.zeros(n)])
+    if not drain or tokens == 1:
+        return Terms(linear, float(hops_p.sum()), (slowest_prefill, whole_round))
+    last_round = Maximum(
+        float(m - 1),
+        np.concatenate([np.concatenate([zero, eye], axis=1), none]),
+        np.append(np.zeros(n), longest_d),
+    )
+    constant = float(hops_p.sum() + hops_d.sum())
+    return Terms(np.ones(2 * n), constant, (slowest_prefill, whole_round, last_round))
 
 
 def llmpq_terms(n: int, floor_p: Array, floor_d: Array, k: int, m: int, tokens: int) -> Terms:
     """Return F as LLM-PQ (arXiv 2403.01136) publishes it, each stage time at least its transfer."""
-    linear = np.zeros(2 * n)
-    maxima: list[Maximum] = []
+    eye, none = np.eye(2 * n), np.zeros((1, 2 * n))
     floors = np.concatenate([floor_p, floor_d])
-    for i, floor in enumerate(floors):
-        form = np.eye(2 * n)[i : i + 1]
-        if floor > 0:
-            maxima.append(Maximum(1.0, np.concatenate([form, 0 * form]), np.array([0.0, floor])))
-        else:
-            linear[i] = 1.0
+    maxima = [
+        Maximum(1.0, np.concatenate([eye[i : i + 1], none]), np.array([0.0, floor]))
+        for i, floor in enumerate(floors)
+    ]
     for weight, rows, floor in (
         (k - 1, slice(0, n), floor_p),
         ((m - 1) * (tokens - 1), slice(n, 2 * n), floor_d),
     ):
-        if weight > 0:
-            forms, constants = np.eye(2 * n)[rows], np.zeros(n)
-            if floor.max() > 0:
-                forms = np.concatenate([forms, np.zeros((1, 2 * n))])
-                constants = np.append(constants, floor.max())
-            maxima.append(Maximum(float(weight), forms, constants))
-    return Terms(linear, 0.0, tuple(maxima))
+        forms = np.concatenate([eye[rows], none])
+        maxima.append(Maximum(float(weight), forms, np.append(np.zeros(n), floor.max())))
+    return Terms(np.zeros(2 * n), 0.0, tuple(maxima))
 
 
 @dataclass
@@ -167,8 +171,12 @@ class LaneFactory:
     def lanes(self) -> list[Lane]:
         """Return every lane, in a fixed order."""
         problem = self.problem
-        if self.quality_only:
+        if self.quality_only and problem.activation_bytes is None:
             pairs = [(0, 0)]
+        elif self.quality_only and problem.activation_bytes is not None:
+            # only memory tells the pairs apart, so the one with the least activations is enough
+            least = int(np.argmin(problem.activation_bytes))
+            pairs = [divmod(least, len(problem.decode_micro_batches))]
         else:
             pairs = [
                 (p, d)
@@ -196,7 +204,7 @@ class LaneFactory:
         hops = [
             (tuple(problem.hop_prefill_s[:, a, b]), tuple(problem.hop_decode_s[:, a, b])) for a, b in ring
         ]
-        if self.goal.formula == "round" or len(devices) == 1:
+        if self.goal.formula != "llmpq" or len(devices) == 1:
             hops = hops[:-1]
         types = tuple((problem.device_types[d], float(problem.capacity_bytes[d])) for d in devices)
         return types, tuple(hops)
@@ -210,6 +218,8 @@ class LaneFactory:
         fixed[n] += problem.first_decode_s[d, devices[0]]
         fixed[2 * n - 1] += problem.last_decode_s[d, devices[-1]]
         room = problem.capacity_bytes[index].astype(float) * (1 + SLACK_FRAC)
+        if problem.activation_bytes is not None:
+            room -= problem.activation_bytes[p, d]
         room[0] -= problem.first_bytes
         room[-1] -= problem.last_bytes
         if n == 1:
@@ -237,8 +247,16 @@ class LaneFactory:
         pairs = list(zip(devices, after, strict=True))
         hops_p = np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs])
         hops_d = np.array([problem.hop_decode_s[d, a, b] for a, b in pairs])
-        if goal.formula == "round":
-            return round_terms(len(devices), hops_p[:-1], hops_d[:-1], k, m, problem.output_tokens)
+        if goal.formula != "llmpq":
+            return round_terms(
+                len(devices),
+                hops_p[:-1],
+                hops_d[:-1],
+                k,
+                m,
+                problem.output_tokens,
+                drain=goal.formula == "makespan",
+            )
         if len(devices) == 1:
             hops_p, hops_d = np.zeros(1), np.zeros(1)
         return llmpq_terms(len(devices), hops_p, hops_d, k, m, problem.output_tokens)

@@ -20,7 +20,7 @@ class StageUse:
     Attributes:
         devices: (S) device indices.
         prefill_s, decode_s: (S) time of one micro-batch, embedding and head included.
-        memory_bytes: (S); hop_prefill_s, hop_decode_s: (S - 1) transfers to the next stage.
+        memory_bytes: (S) weights, KV cache, and the activations where the problem states them; hop_prefill_s, hop_decode_s: (S - 1) transfers to the next stage.
     """
 
     devices: tuple[int, ...]
@@ -52,6 +52,8 @@ def stage_use(problem: PipelineProblem, arrangement: Arrangement) -> StageUse:
     memory[-1] += problem.last_bytes
     if len(devices) == 1:
         memory[0] -= problem.tied_bytes
+    if problem.activation_bytes is not None:
+        memory += problem.activation_bytes[p, d]
     pairs = list(zip(devices[:-1], devices[1:], strict=True))
     return StageUse(
         devices,
@@ -90,14 +92,15 @@ def penalty_of(problem: PipelineProblem, arrangement: Arrangement) -> float:
 def objective_s(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -> float:
     """Return the seconds of the batch job plus ``theta_s`` times the penalty.
 
-    "round": ``cost_models.pipeline``. "llmpq" (arXiv 2403.01136): sum_j Tp_j + (ceil(B/eta)-1) max Tp +
+    "round": ``cost_models.pipeline``. "makespan": the last of the n - 1 rounds takes the sum of the stations plus
+    (m - 1) times the slowest instead, which is when the last micro-batch leaves the last stage. "llmpq" (arXiv 2403.01136): sum_j Tp_j + (ceil(B/eta)-1) max Tp +
     sum_j Td_j + (ceil(B/xi)-1)(n-1) max Td, each T_j at least its transfer.
     """
     use = stage_use(problem, arrangement)
     n_prefill = math.ceil(problem.batch / arrangement.prefill_micro_batch)
     n_decode = math.ceil(problem.batch / arrangement.decode_micro_batch)
-    if goal.formula == "round":
-        seconds = pipeline_times(
+    if goal.formula != "llmpq":
+        times = pipeline_times(
             use.prefill_s,
             use.decode_s,
             use.hop_prefill_s,
@@ -105,7 +108,12 @@ def objective_s(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) 
             n_prefill,
             n_decode,
             problem.output_tokens,
-        ).total_s
+        )
+        seconds = times.total_s
+        if goal.formula == "makespan" and problem.output_tokens > 1:
+            stations = np.concatenate([use.decode_s, use.hop_decode_s])
+            last_round_s = float(stations.sum() + (n_decode - 1) * stations.max())
+            seconds += last_round_s - times.tpot_s
     else:
         floor_p, floor_d = ring_floor_s(problem, arrangement)
         prefill, decode = np.maximum(use.prefill_s, floor_p), np.maximum(use.decode_s, floor_d)
@@ -153,8 +161,6 @@ def _is_candidate_order(problem: PipelineProblem, devices: tuple[int, ...]) -> b
     """Whether some candidate order has ``devices`` as a subsequence (or as a whole, without empty stages)."""
     for order in problem.orders:
         rest = iter(order)
-        if all(device in rest for device in devices) and (
-            problem.allow_empty or len(devices) == len(order)
-        ):
+        if all(device in rest for device in devices) and (problem.allow_empty or len(devices) == len(order)):
             return True
     return False

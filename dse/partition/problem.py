@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Status = Literal["optimal", "feasible", "infeasible"]
+Formula = Literal["round", "makespan", "llmpq"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class PipelineProblem:
         penalty: (L, K) quality loss, additive.
         energy_j: (N, L, K) dynamic energy of the whole job, or None.
         batch, output_tokens: the job.
+        activation_bytes: (P, D) live activations of every stage, which grow with the micro-batches and come off
+            ``capacity_bytes``; None where the capacity already excludes them.
     """
 
     devices: tuple[str, ...]
@@ -63,6 +66,7 @@ class PipelineProblem:
     output_tokens: int
     energy_j: Array | None = None
     allow_empty: bool = True
+    activation_bytes: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,13 @@ class Goal:
     """What to minimise: seconds of the batch job plus ``theta_s`` seconds per unit of penalty.
 
     Attributes:
-        formula: "round" (corrected decode round, hops additive) or "llmpq" (as published, for replays).
+        formula: "round" (corrected decode round, hops additive), "makespan" (the same, plus the drain of the
+            last round, as an event simulation counts it) or "llmpq" (as published, for replays).
         theta_s: weight of the penalty in the objective.
         max_penalty: upper bound on the summed penalty, None for no bound.
     """
 
-    formula: Literal["round", "llmpq"] = "round"
+    formula: Formula = "round"
     theta_s: float = 0.0
     max_penalty: float | None = None
 

@@ -78,14 +78,25 @@ def layer_costs(lane: Lane, multipliers: Multipliers) -> Array:
     return np.where(lane.usable, costs, np.inf)
 
 
-def layer_prefix(lane: Lane, multipliers: Multipliers) -> Array:
-    """Return (n, L + 1) prefix sums of the cheapest choice of every layer on every stage.
+def prefixes_and_constants(
+    lane: Lane, multipliers: list[Multipliers], max_penalty: float | None
+) -> tuple[Array, Array]:
+    """Return (T, n, L + 1) prefix sums of the cheapest choice of every layer on every stage, and (T) constants.
 
     A layer without a usable choice adds 0, which keeps the bound valid; ``Lane.fits`` rules its cuts out.
     """
-    cheapest = layer_costs(lane, multipliers).min(axis=2)
+    n = lane.n
+    weights = np.stack([stage_weights(lane, m)[0] for m in multipliers])[:, :, None, None]
+    memory = np.stack([m.memory for m in multipliers])[:, :, None, None]
+    penalty = np.array([lane.theta + m.penalty for m in multipliers])[:, None, None, None]
+    costs = weights[:, :n] * lane.prefill_s
+    costs += weights[:, n:] * lane.decode_s
+    costs += memory * lane.memory
+    costs += penalty * lane.penalty
+    cheapest = np.where(lane.usable, costs, np.inf).min(axis=3)
     cheapest = np.where(np.isfinite(cheapest), cheapest, 0.0)
-    return np.concatenate([np.zeros((lane.n, 1)), np.cumsum(cheapest, axis=1)], axis=1)
+    prefix = np.concatenate([np.zeros((*cheapest.shape[:2], 1)), np.cumsum(cheapest, axis=2)], axis=2)
+    return prefix, np.array([constant_part(lane, m, max_penalty) for m in multipliers])
 
 
 def cut_bounds(prefix: Array, constant: float, cuts: NDArray[np.int64]) -> Array:
@@ -118,28 +129,29 @@ def relax_cut(
     decode = lane.decode_s[at, layer, choice]
     memory = lane.memory[layer, choice]
     penalty = lane.penalty[layer, choice]
-    n, n_cols, n_maxima = lane.n, len(layer), len(lane.terms.maxima)
+    n, n_cols = lane.n, len(layer)
+    active = [m for m in lane.terms.maxima if m.weight > 0]
 
     blocks: list[Array] = []
     uppers: list[Array] = []
     weights: list[float] = []
-    for a, maximum in enumerate(lane.terms.maxima):
+    for a, maximum in enumerate(active):
         rows = maximum.forms[:, at] * prefill + maximum.forms[:, n + at] * decode
         unit = float(rows.max()) or 1.0
         rows = rows / unit
         weights.append(maximum.weight * unit)
-        tail = np.zeros((len(rows), n_maxima))
+        tail = np.zeros((len(rows), len(active)))
         tail[:, a] = -1.0
         blocks.append(np.concatenate([rows, tail], axis=1))
         uppers.append(-(maximum.forms @ lane.fixed + maximum.constants) / unit)
     scale = np.maximum(np.abs(lane.room), 1.0)
     rows = (at == np.arange(n)[:, None]) * (memory / scale[at])
-    blocks.append(np.concatenate([rows, np.zeros((n, n_maxima))], axis=1))
+    blocks.append(np.concatenate([rows, np.zeros((n, len(active)))], axis=1))
     uppers.append(lane.room / scale)
     penalty_scale = 1.0
     if max_penalty is not None:
         penalty_scale = max(abs(max_penalty), float(np.abs(penalty).mean()), 1e-300)
-        blocks.append(np.concatenate([penalty / penalty_scale, np.zeros(n_maxima)])[None])
+        blocks.append(np.concatenate([penalty / penalty_scale, np.zeros(len(active))])[None])
         uppers.append(np.array([max_penalty / penalty_scale]))
 
     coupling = np.concatenate(blocks)
@@ -169,8 +181,10 @@ def _feasible_multipliers(
     shares: list[Array] = []
     row = 0
     for maximum in lane.terms.maxima:
-        part = duals[row : row + len(maximum.constants)]
-        row += len(part)
+        part = np.zeros(len(maximum.constants))
+        if maximum.weight > 0:
+            part = duals[row : row + len(part)]
+            row += len(part)
         total = part.sum()
         shares.append(part / total if total > 0 else np.full(len(part), 1.0 / len(part)))
     memory = duals[row : row + lane.n] / scale

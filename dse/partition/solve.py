@@ -141,13 +141,9 @@ def _as_incumbent(
     return Incumbent()
 
 
-def _arrangement(
-    problem: PipelineProblem, lane: Lane, cut: np.ndarray, choices: np.ndarray
-) -> Arrangement:
+def _arrangement(problem: PipelineProblem, lane: Lane, cut: np.ndarray, choices: np.ndarray) -> Arrangement:
     return Arrangement(
-        tuple(
-            (device, int(cut[s]), int(cut[s + 1])) for s, device in enumerate(lane.devices)
-        ),
+        tuple((device, int(cut[s]), int(cut[s + 1])) for s, device in enumerate(lane.devices)),
         tuple(int(choice) for choice in choices),
         problem.prefill_micro_batches[lane.prefill_index],
         problem.decode_micro_batches[lane.decode_index],
@@ -162,9 +158,7 @@ def _solution(
         if not outcome.finished:
             text = "nothing feasible was found before the limit; that nothing exists is not proven"
             return Solution("infeasible", None, None, outcome.bound, None, time_s, None, text)
-        return Solution(
-            "infeasible", None, None, None, None, time_s, None, missing_sentence(problem, goal)
-        )
+        return Solution("infeasible", None, None, None, None, time_s, None, missing_sentence(problem, goal))
     arrangement = _arrangement(problem, best.lane, best.cut, best.choices)
     penalty = penalty_of(problem, arrangement)
     value = penalty if quality_only else objective_s(problem, goal, arrangement)
