@@ -119,13 +119,13 @@ def to_si(
         UnitError: unknown unit word, or one of another dimension.
         ConfigError: not a number, negative, or 0 where it makes no sense.
     """
-    allowed = accepted_units(dimension)
-    if unit not in UNITS:
+    known = UNITS.get(unit)
+    if known is None:
+        allowed = accepted_units(dimension)
         raise UnitError(f"unknown unit '{unit}'", file=file, path=path, value=unit, allowed=allowed)
-    known = UNITS[unit]
     if known.dimension != dimension:
         raise UnitError(
-            f"unit '{unit}' measures {known.dimension}, not {dimension}{nearest_hint(unit, allowed)}",
+            f"unit '{unit}' measures {known.dimension}, not {dimension}{nearest_hint(unit, accepted_units(dimension))}",
             file=file,
             path=path,
             value=unit,
