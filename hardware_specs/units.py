@@ -124,8 +124,9 @@ def to_si(
         allowed = accepted_units(dimension)
         raise UnitError(f"unknown unit '{unit}'", file=file, path=path, value=unit, allowed=allowed)
     if known.dimension != dimension:
+        hint = nearest_hint(unit, accepted_units(dimension))
         raise UnitError(
-            f"unit '{unit}' measures {known.dimension}, not {dimension}{nearest_hint(unit, accepted_units(dimension))}",
+            f"unit '{unit}' measures {known.dimension}, not {dimension}{hint}",
             file=file,
             path=path,
             value=unit,
