@@ -90,12 +90,9 @@ def make_cluster(specs: dict[str, HardwareSpec], counts: dict[str, int] | None =
     return Cluster("toys", "made up", nodes, Link("net", "scale_out", 1e9, 50e-6, 20e-12), dict(specs))
 
 
-B, Q = (1, 0, 0), (1, 1, 0)
-
-
 def tokens(width: float) -> Extent:
     """batch x query x width elements."""
-    return Extent.of({Q: width})
+    return Extent.of({(1, 1, 0): width})
 
 
 def _linear(name: str, outputs: int, inputs: int) -> Op:
@@ -177,9 +174,9 @@ def make_graph(
         "linear",
         parameters=0 if tied else vocab * hidden,
         weight_shape=(vocab, hidden),
-        flop=Extent.of({B: 2 * vocab * hidden}),
-        read_elements=Extent.of({B: hidden}),
-        write_elements=Extent.of({B: vocab}),
+        flop=tokens(2 * vocab * hidden),
+        read_elements=tokens(hidden),
+        write_elements=tokens(vocab),
         tied_to="embed_tokens" if tied else None,
     )
     norm = _elementwise("norm", "norm", hidden, parameters=hidden)

@@ -22,7 +22,7 @@ from dse.evaluate.footprint import (
 )
 from dse.evaluate.kernel_path import float_kind, supports
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES, Phase, lower, weight_bytes
-from dse.evaluate.sizes import decode_contexts
+from dse.evaluate.sizes import LAST_POSITION, decode_contexts
 from dse.formats.precision import Precision
 from dse.graph.operator import Op, OperatorGraph
 from dse.graph.units import Unit
@@ -143,7 +143,8 @@ def roofline_points(
                 if op.kind not in ("linear", "attention"):
                     continue
                 layer = part.layers[0] if part.layers else None
-                row = _price_op(op, of_op(op, layer), spec, phase, workload)
+                query = LAST_POSITION if part is graph.epilogue else float(workload.prompt_tokens)
+                row = _price_op(op, of_op(op, layer), spec, phase, workload, query)
                 points.append(
                     {
                         "device": spec.name,
@@ -204,17 +205,20 @@ def _rows(
                 precision = of_op(op, layer)
                 key = (template.get(id(part), -1), op.name, phase, precision)
                 if key not in known:
-                    known[key] = _price_op(op, precision, spec, phase, workload)
+                    query = LAST_POSITION if part is graph.epilogue else float(workload.prompt_tokens)
+                    known[key] = _price_op(op, precision, spec, phase, workload, query)
                 yield replace(known[key], name=part.full_name(op, layer))
 
 
-def _price_op(op: Op, precision: Precision, spec: HardwareSpec, phase: Phase, workload: Workload) -> OpRow:
+def _price_op(
+    op: Op, precision: Precision, spec: HardwareSpec, phase: Phase, workload: Workload, prefill_query: float
+) -> OpRow:
     """Price one operator for the whole batch; decode steps are averaged."""
+    batch = float(workload.batch)
     if phase == "prefill":
-        prompt = float(workload.prompt_tokens)
-        work = lower(op, precision, spec, phase, float(workload.batch), prompt, prompt)
+        work = lower(op, precision, spec, phase, batch, prefill_query, float(workload.prompt_tokens))
     else:
-        work = lower(op, precision, spec, phase, float(workload.batch), 1.0, decode_contexts(workload))
+        work = lower(op, precision, spec, phase, batch, 1.0, decode_contexts(workload))
     return _row(op.name, phase, work, price(work, spec), spec.power.static_w or 0.0)
 
 

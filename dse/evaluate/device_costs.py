@@ -24,7 +24,7 @@ from dse.evaluate.lowering import (
     lower,
     weight_bytes,
 )
-from dse.evaluate.sizes import Sizes
+from dse.evaluate.sizes import PhaseSizes, Sizes
 from dse.evaluate.stack import OpStack
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import NumberFormat, Precision
@@ -158,8 +158,8 @@ def price_device(
         reasons,
         stack.linear_of_unit @ linear + stack.attention_of_unit @ attention,
         per_template[..., stack.template_of_layer],
-        _edge_costs(pricer, graph.prologue, sizes),
-        _edge_costs(pricer, graph.epilogue, sizes),
+        _edge_costs(pricer, graph.prologue, sizes.of_phases()),
+        _edge_costs(pricer, graph.epilogue, sizes.of_epilogue()),
         pricer.provenance,
     )
 
@@ -207,11 +207,11 @@ def _attention_costs(
     return costs
 
 
-def _edge_costs(pricer: _Pricer, part: Block, sizes: Sizes) -> Array:
+def _edge_costs(pricer: _Pricer, part: Block, phases: Sequence[PhaseSizes]) -> Array:
     """Return (2, P, M) of the unquantized operators before the first or after the last block."""
-    shape = sizes.micro_batches.shape
-    total = np.zeros((2, 2, *shape))
-    for p, (phase, batch, query, context) in enumerate(sizes.of_phases()):
+    shape = phases[0][1].shape
+    total = np.zeros((2, len(phases), *shape))
+    for p, (phase, batch, query, context) in enumerate(phases):
         for op in part.ops:
             work = lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)
             total[:, p] += pricer(work, shape)

@@ -30,9 +30,10 @@ def activation_peak_elements(graph: OperatorGraph, batch: Floats, query: Floats,
     the logits. The larger one counts for every stage, which is an upper bound for one without the head.
     Attention scores are never whole in memory (fused kernels); fragmentation is not modelled.
     """
+    last = 1.0  # position of each sequence whose logits are needed
     peaks = [_block_peak(block, batch, query, context) for block in graph.blocks]
     peaks += [
-        op.read_elements(batch, query, context) + op.write_elements(batch, query, context)
+        op.read_elements(batch, last, context) + op.write_elements(batch, last, context)
         for op in graph.epilogue.ops
     ]
     highest: Floats = np.zeros(np.broadcast_shapes(np.shape(batch), np.shape(query), np.shape(context)))

@@ -10,7 +10,14 @@ from dse.evaluate.cost_table import Array
 from dse.evaluate.lowering import Phase
 from dse.graph.workload import Workload
 
+PhaseSizes = tuple[Phase, Array, float, float]
+"""(phase, batch (M,), query, mean context)."""
+
 CONTEXT_POINTS = 16
+
+LAST_POSITION = 1.0
+"""New positions per sequence that reach the final norm and the output head in a prefill: serving needs the
+logits of the last one alone, whereas a traced forward pass computes them all."""
 
 
 def decode_contexts(workload: Workload, n_points: int = CONTEXT_POINTS) -> Array:
@@ -36,9 +43,13 @@ class Sizes:
     micro_batches: Array
     contexts: Array
 
-    def of_phases(self) -> tuple[tuple[Phase, Array, float, float], ...]:
+    def of_phases(self) -> tuple[PhaseSizes, ...]:
         """(phase, batch (M,), query, mean context) of prefill and decode."""
         return (
             ("prefill", self.micro_batches, self.prompt, self.prompt),
             ("decode", self.micro_batches, 1.0, float(self.contexts.mean())),
         )
+
+    def of_epilogue(self) -> tuple[PhaseSizes, ...]:
+        """``of_phases`` for the operators after the last block."""
+        return tuple((phase, batch, LAST_POSITION, context) for phase, batch, _, context in self.of_phases())

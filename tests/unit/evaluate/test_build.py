@@ -74,7 +74,7 @@ def test_fixed_and_edge_costs_equal_pricing_one_by_one():
     for p, (phase, query, context) in enumerate((("prefill", 40, 40), ("decode", 1, 44.5))):
         np.testing.assert_allclose(table.layer_time_s[p, 1, 0], cost(fixed, phase, query, context))
         assert table.first_time_s[p, 1, 0] == pytest.approx(cost(GRAPH.prologue.ops, phase, query, context))
-        assert table.last_time_s[p, 1, 0] == pytest.approx(cost(GRAPH.epilogue.ops, phase, query, context))
+        assert table.last_time_s[p, 1, 0] == pytest.approx(cost(GRAPH.epilogue.ops, phase, 1, context))
 
 
 def test_bytes():
