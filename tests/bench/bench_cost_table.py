@@ -5,6 +5,7 @@ Run by name: ``pytest tests/bench/bench_cost_table.py -m slow -s``.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -65,5 +66,5 @@ def test_table_of_80_layers(granularity, capsys):
     layer_s = best_of(2, one_layer_one_by_one)
     ratio = table_s / (80 * layer_s)
     with capsys.disabled():
-        print(f"{granularity}: table {table_s * 1e3:.1f} ms, {1 / ratio:.0f} times faster than one by one")
+        sys.stdout.write(f"{granularity}: {table_s * 1e3:.1f} ms, {1 / ratio:.0f} times one by one\n")
     assert ratio < 1 / 50
