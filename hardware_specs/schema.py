@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from dse.content import content_hash
+from dse.documents import validate
 from dse.errors import ConfigError
 from hardware_specs import families
-from hardware_specs.document import ClusterDocument, DeviceDocument, RuntimeDocument, validate
+from hardware_specs.document import ClusterDocument, DeviceDocument, RuntimeDocument
 from hardware_specs.parts import (
     check_widths,
     compute_paths,

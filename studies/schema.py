@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from dse.content import content_hash
+from dse.documents import Closed, as_file, packaged_names, read_file, read_packaged, validate
 from dse.errors import ConfigError
 from dse.graph.workload import Workload
+
+PACKAGE = "studies"
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,7 @@ class Study:
         return content_hash(self.to_json())
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False)
-
-
-class _WorkloadFile(_Closed):
+class _WorkloadFile(Closed):
     batch: int
     prompt_tokens: int
     output_tokens: int
@@ -96,7 +87,7 @@ class _WorkloadFile(_Closed):
     description: str = ""
 
 
-class _QualityFile(_Closed):
+class _QualityFile(Closed):
     corpus: str | None = None
     tokens: int = Field(8192, ge=2)
     sensitivity_tokens: int = Field(1024, ge=2)
@@ -105,21 +96,21 @@ class _QualityFile(_Closed):
     tolerance_frac: float = Field(0.05, ge=0)
 
 
-class _SearchFile(_Closed):
+class _SearchFile(Closed):
     trials: int = Field(60, ge=0)
     front_points: int = Field(10, ge=2)
     finalists: int = Field(8, ge=1)
     solver_time_s: float = Field(10.0, gt=0)
 
 
-class _StudyFile(_Closed):
+class _StudyFile(Closed):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     model: str
     cluster: str
-    workload: str | _WorkloadFile
+    workload: str | dict[str, Any]
     precisions: list[str] = Field(min_length=1)
-    uniform: list[str] = []
+    uniform: list[str] = Field(default_factory=list)
     runtime: str = "generic"
     granularity: str = "block"
     metric: str = "kl"
@@ -130,12 +121,12 @@ class _StudyFile(_Closed):
 
 def preset_names() -> tuple[str, ...]:
     """Names of the packaged studies."""
-    return _packaged("presets")
+    return packaged_names(PACKAGE, "presets")
 
 
 def workload_names() -> tuple[str, ...]:
     """Names of the packaged workloads."""
-    return _packaged("workloads")
+    return packaged_names(PACKAGE, "workloads")
 
 
 def load_workload(name: str) -> Workload:
@@ -144,8 +135,8 @@ def load_workload(name: str) -> Workload:
     Raises:
         ConfigError: unknown name, a typo in the file, or a value that is not allowed.
     """
-    document, file = _read(name, "workloads", "workload")
-    return _workload(_validated(_WorkloadFile, document, file), file)
+    content, file = _content(name, "workloads", "workload")
+    return _workload(validate(_WorkloadFile, content, file), file)
 
 
 def load_study(name: str) -> Study:
@@ -154,18 +145,13 @@ def load_study(name: str) -> Study:
     Raises:
         ConfigError: unknown name, a typo in the file, or a value that is not allowed.
     """
-    document, file = _read(name, "presets", "study")
-    parsed = _validated(_StudyFile, document, file)
-    workload = (
-        load_workload(parsed.workload)
-        if isinstance(parsed.workload, str)
-        else _workload(parsed.workload, file, prefix="workload.")
-    )
+    content, file = _content(name, "presets", "study")
+    parsed = validate(_StudyFile, content, file)
     return Study(
         name=parsed.name,
         model=parsed.model,
         cluster=parsed.cluster,
-        workload=workload,
+        workload=_workload_of(parsed.workload, file),
         precisions=tuple(parsed.precisions),
         uniform=tuple(parsed.uniform),
         runtime=parsed.runtime,
@@ -177,6 +163,13 @@ def load_study(name: str) -> Study:
     )
 
 
+def _workload_of(entry: str | dict[str, Any], file: str) -> Workload:
+    """Return the workload that a study names or states in place."""
+    if isinstance(entry, str):
+        return load_workload(entry)
+    return _workload(validate(_WorkloadFile, entry, f"{file}: workload"), file, prefix="workload.")
+
+
 def _workload(parsed: _WorkloadFile, file: str, prefix: str = "") -> Workload:
     fields = parsed.model_dump(exclude={"description"})
     try:
@@ -186,69 +179,7 @@ def _workload(parsed: _WorkloadFile, file: str, prefix: str = "") -> Workload:
         raise ConfigError(error.message, file=file, path=path, value=error.value) from error
 
 
-@cache
-def _packaged(folder: str) -> tuple[str, ...]:
-    names = (entry.name for entry in resources.files("studies").joinpath(folder).iterdir())
-    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
-
-
-def _read(name: str, folder: str, kind: str) -> tuple[Any, str]:
-    """Return the parsed YAML and the file's name for messages."""
-    if name in _packaged(folder):
-        text = resources.files("studies").joinpath(folder, f"{name}.yaml").read_text(encoding="utf-8")
-        return _parse(text, f"{name}.yaml"), f"{name}.yaml"
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"unknown {kind} '{name}'", value=name, allowed=_packaged(folder))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigError(f"cannot be read: {reason}", file=str(path)) from error
-    return _parse(text, str(path)), str(path)
-
-
-def _parse(text: str, file: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(
-            f"{where}is not valid YAML ({getattr(error, 'problem', error)})", file=file
-        ) from error
-
-
-def _validated(model: type[M], document: Any, file: str) -> M:
-    """Validate, or raise the first problem as one line with its dotted path."""
-    if not isinstance(document, dict):
-        raise ConfigError(f"must be a mapping of keys, but got {type(document).__name__}", file=file)
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        problems = error.errors()
-        unknown = [p for p in problems if p["type"] == "extra_forbidden"]
-        first = max(unknown or problems, key=lambda p: len(p["loc"]))  # the deepest says most
-        raise _as_config_error(model, first, file) from error
-
-
-def _as_config_error(model: type[BaseModel], problem: Any, file: str) -> ConfigError:
-    location = [str(part) for part in problem["loc"] if not str(part).startswith("_") and part != "str"]
-    path = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        return ConfigError("unknown key", file=file, path=path, value=location[-1], allowed=known)
-    if problem["type"] == "missing":
-        return ConfigError("is missing", file=file, path=path)
-    message = problem["msg"].removeprefix("Value error, ")
-    return ConfigError(
-        f"{message[0].lower()}{message[1:]}, but got {problem['input']!r}", file=file, path=path
-    )
-
-
-def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
-    """Return the allowed keys of the mapping at a path."""
-    nested = {"quality": _QualityFile, "search": _SearchFile, "workload": _WorkloadFile}
-    for part in location:
-        model = nested.get(part, model)
-    return list(model.model_fields)
+def _content(name: str, folder: str, kind: str) -> tuple[object, str]:
+    """Return the parsed YAML of a packaged name or a file, and the file's name for messages."""
+    path = as_file(name)
+    return read_packaged(PACKAGE, folder, kind, name) if path is None else (read_file(path), str(path))

@@ -65,6 +65,6 @@ def _from_hub(hub_id: str, progress: Callable[[str], None]) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"cannot download the weights of hub model '{hub_id}': it is unknown, gated, or the hub cannot be "
-            "reached; pass a local folder instead"
+            f"cannot download the weights of hub model '{hub_id}': it is unknown, gated, or the hub cannot "
+            "be reached; pass a local folder instead"
         ) from error

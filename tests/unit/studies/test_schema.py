@@ -52,18 +52,18 @@ def test_hash_changes_with_any_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("tokens: 512", "tokenz: 512", r"quality\.tokenz: unknown key \(did you mean 'tokens'\?"),
+        ("tokens: 512", "tokenz: 512", r"quality: unknown key 'tokenz' \(did you mean 'tokens'\?"),
         ("batch: 2", "batch: -2", r"workload\.batch: must be a whole number of at least 1, but got -2"),
-        ("batch: 2", "batch: many", r"workload\..*batch: .*but got 'many'"),
-        ("cluster: edge_pair\n", "", r"cluster: is missing"),
+        ("batch: 2", "batch: many", r"workload: batch: must be a valid integer.*, but is 'many'"),
+        ("cluster: edge_pair\n", "", r"the key 'cluster' is missing"),
         (
             "workload: {batch: 2, prompt_tokens: 16, output_tokens: 4}",
             "workload: chatt",
             r"unknown workload 'chatt' \(did you mean 'chat'\?",
         ),
-        ("name: mine", "name: a/b", r"name: string should match pattern"),
-        ("precisions: [int4_g64, bf16]", "precisions: []", r"precisions: list should have at least 1 item"),
-        ("model: gpt2", "model: [", r"line \d+: is not valid YAML"),
+        ("name: mine", "name: a/b", r"name: String should match pattern"),
+        ("precisions: [int4_g64, bf16]", "precisions: []", r"precisions: needs at least one entry"),
+        ("model: gpt2", "model: [", r"line \d+, column \d+: not valid YAML"),
     ],
 )
 def test_mistakes_give_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -78,5 +78,5 @@ def test_mistakes_give_one_line(tmp_path: Path, old: str, new: str, message: str
 def test_unknown_preset_and_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown study 'dem'"):
         load_study("dem")
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_study(str(tmp_path / "none.yaml"))
