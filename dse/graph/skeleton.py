@@ -87,7 +87,7 @@ def build_config(source: ModelSource) -> Any:
         if model_type not in CONFIG_MAPPING:
             text = f"architecture '{model_type}' is not known to transformers"
         else:
-            text = f"not a valid {model_type} configuration: {first_line(error)}"
+            text = f"not a valid {model_type} configuration: {one_line(error)}"
         raise ConfigError(text, file=source.name) from error
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(f"'{model_type}' is an encoder-decoder; only decoders are traced", file=source.name)
@@ -120,8 +120,10 @@ def build_module(source: ModelSource, *, attention: str = ATTENTION_NAME) -> nn.
                 config, dtype=torch.bfloat16, attn_implementation=attention
             )
     except Exception as error:
+        if isinstance(error, KeyError) and attention == ATTENTION_NAME:
+            return build_module(source, attention="eager")  # a family that has its own attention classes
         raise ConfigError(
-            f"'{config.model_type}' does not build as a causal language model: {first_line(error)}",
+            f"'{config.model_type}' does not build as a causal language model: {one_line(error)}",
             file=source.name,
         ) from error
     model.eval()
@@ -136,6 +138,11 @@ def build_skeleton(source: ModelSource) -> Skeleton:
         ConfigError: the module has no list of transformer blocks or no usable key-value cache.
     """
     model = build_module(source)
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        raise ConfigError(
+            f"'{source.config['model_type']}' attends in both directions; only decoders are traced",
+            file=source.name,
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     config = model.config.get_text_config()
     path, layers = _find_layers(model, config.num_hidden_layers, source.name)
@@ -186,7 +193,7 @@ def grouped_attention(
     """
     for name in ("position_bias", "s_aux"):
         if settings.get(name) is not None:
-            raise NotImplementedError(f"attention with '{name}'")
+            raise NotImplementedError(f"operator 'attention' has '{name}', for which there is no cost rule")
     batch, heads, length, width = query.shape
     groups = key.shape[1]
     rows = query.reshape(batch, groups, heads // groups * length, width)
@@ -197,9 +204,10 @@ def grouped_attention(
     return context.reshape(batch, heads, length, value.shape[-1]).transpose(1, 2), None
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or the name of its type."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return an error's text on one line of at most ``limit`` characters, or the name of its type."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _find_layers(model: nn.Module, depth: int, name: str) -> tuple[str, nn.ModuleList]:

@@ -19,7 +19,7 @@ from dse.graph.measure import measure
 from dse.graph.merge import merge, why_unsupported
 from dse.graph.operator import OperatorGraph
 from dse.graph.record import Recorder, Recording, RecordingCache
-from dse.graph.skeleton import Skeleton, build_skeleton, first_line
+from dse.graph.skeleton import Skeleton, build_skeleton, one_line
 from dse.graph.solve import CHECKS, Point, solve
 from dse.graph.source import ModelSource
 
@@ -107,7 +107,7 @@ def _forward(
 
 def _explain(error: Exception) -> str:
     """Say in one line why a forward pass on the meta device stopped."""
-    text = first_line(error)
+    text = one_line(error)
     if "meta tensors" in text or "meta device" in text or "Meta" in text:
         reason = why_unsupported("_local_scalar_dense")
         return f"cannot be traced without its weights: {reason} ({text})"

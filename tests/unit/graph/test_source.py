@@ -1,0 +1,124 @@
+"""Where models come from: folders, GGUF files, hub ids. Oracle for GGUF: the gguf package writes the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dse.errors import ConfigError
+from dse.graph.source import ModelSource, load_source
+from dse.graph.trace import trace_model
+from tests.unit.graph.conftest import LLAMA
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    source = load_source(folder)
+    assert (source.name, source.config, source.weights, source.has_weights) == (
+        "my-model",
+        LLAMA,
+        None,
+        False,
+    )
+    assert "architecture only" in source.note
+    (folder / "model.safetensors").write_bytes(b"")
+    assert load_source(str(folder)).weights == folder
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "has no config.json"),
+        ("{", "is not JSON"),
+        ("[]", "must be a JSON object"),
+        ("{}", "model_type: is missing"),
+    ],
+)
+def test_a_broken_folder(tmp_path: Path, content: str | None, text: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=text) as caught:
+        load_source(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def write_gguf(path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(48)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(80)
+    writer.add_head_count(6)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(101)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    write_gguf(path)
+    source = load_source(path)
+    assert (source.gguf, source.weights, source.config["model_type"]) == (path, None, "llama")
+    graph = trace_model(source)
+    assert (graph.n_layers, graph.hidden_size, graph.vocab_size) == (3, 48, 101)
+
+
+@pytest.mark.parametrize(
+    ("cut", "text"),
+    [(None, "no such file"), (0, "is not a GGUF file"), (30, "is a damaged or unsupported GGUF file")],
+)
+def test_a_corrupt_gguf_file(tmp_path: Path, cut: int | None, text: str) -> None:
+    path = tmp_path / "small.gguf"
+    if cut is not None:
+        write_gguf(path)
+        path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ConfigError, match=text) as caught:
+        load_source(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_garbage_after_the_magic_is_a_corrupt_gguf_file(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    path.write_bytes(b"GGUF" + bytes(range(256)))
+    with pytest.raises(ConfigError, match="is a damaged or unsupported GGUF file"):
+        load_source(path)
+
+
+def test_the_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    def refuse(hub_id: str) -> None:
+        raise OSError(f"cannot reach the hub\nfor {hub_id}")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ConfigError, match="hub model 'org/name'.*pass a local folder") as caught:
+        load_source("org/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="no such model './nothing/here'"):
+        load_source("./nothing/here")
+
+
+def test_the_hash_is_that_of_the_architecture() -> None:
+    one, other = ModelSource("a", {**LLAMA, "_name_or_path": "x"}), ModelSource("b", dict(LLAMA))
+    assert one.config_hash == other.config_hash
+    assert ModelSource("a", {**LLAMA, "vocab_size": 102}).config_hash != other.config_hash
+
+
+def test_a_configuration_names_its_architecture() -> None:
+    with pytest.raises(ConfigError, match="x: model_type: is missing"):
+        ModelSource("x", {"hidden_size": 4})
