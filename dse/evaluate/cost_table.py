@@ -29,11 +29,11 @@ class CostTable:
             token per sequence in "decode" (mean over the growing context).
         layer_time_s, layer_energy_j: (P, M, D, L) what does not depend on the precision (norms, rope,
             element-wise).
-        first_time_s, last_time_s (and _energy_j): (P, M, D) embedding; final norm and output head, which serve
-            the last position of each sequence alone.
+        first_time_s, last_time_s (and _energy_j): (P, M, D) embedding; final norm and output head, which
+            serve the last position of each sequence alone.
         unit_weight_bytes: (U, Q) stored weights with scales and zero points.
-        unit_kv_bytes_per_token: (U, Q) per sequence and position, the mean over the full context where a sliding
-            window drops positions.
+        unit_kv_bytes_per_token: (U, Q) per sequence and position, the mean over the full context where a
+            sliding window drops positions.
         layer_fixed_bytes: (L,) norms and biases; first_bytes, last_bytes: embedding; norm and head (the
             head counts here too when it is tied, because another device must hold its own copy;
             ``tied_bytes`` is what one device saves that holds both).
