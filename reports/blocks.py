@@ -16,11 +16,12 @@ Tag = Literal["", "predicted", "measured", "calibrated", "mixed", "given"]
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence or two; ``tone`` "warn" and "good" put it in a box."""
+    """A sentence or two, then ``points`` as a list; a tone of "warn" or "good" puts it in a box."""
 
     text: str
     tone: Tone = ""
     title: str = ""
+    points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,14 @@ Block: TypeAlias = "Note | Table | Tiles | Strip | Chart | Details"
 def plotly_text(text: str) -> str:
     """Return text that plotly shows literally: it reads tags and entities in labels and hover texts."""
     return html.escape(text, quote=False)
+
+
+def elided(text: str, length: int = 32) -> str:
+    """Return text of at most ``length`` characters, the middle left out, for places that cannot wrap."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def hover(*lines: str) -> str:

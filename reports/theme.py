@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
@@ -19,15 +21,15 @@ SERIES = ("#4f6bed", "#0f9d8a", "#c98a1b", "#c2558f", "#6f9f3c", "#9a5fc7", "#2f
 
 # Few bits dark, many bits bright; the ends stay clear of both page colours.
 # The stops are log2 of 2, 3, 4, 5, 6, 8 and 16 bits on the range 1 to 4.
-BITS_SCALE = [
-    [0.0, "#553081"],
-    [0.195, "#434a8c"],
-    [0.333, "#32678e"],
-    [0.44, "#27818e"],
-    [0.528, "#1f978a"],
-    [0.667, "#6fcf8a"],
-    [1.0, "#f0e05a"],
-]
+BITS_SCALE: tuple[tuple[float, str], ...] = (
+    (0.0, "#553081"),
+    (0.195, "#434a8c"),
+    (0.333, "#32678e"),
+    (0.44, "#27818e"),
+    (0.528, "#1f978a"),
+    (0.667, "#8fdc94"),
+    (1.0, "#f0e05a"),
+)
 HEAT_SCALE = [
     [0.0, "#2c4a6e"],
     [0.25, "#4f7aa8"],
@@ -40,6 +42,20 @@ HEAT_SCALE = [
 def series_colour(index: int) -> str:
     """Return the colour of a series; after the last it starts again."""
     return SERIES[index % len(SERIES)]
+
+
+def bits_colour(bits: float) -> str:
+    """Return the colour of a bit width on ``BITS_SCALE``, mixed linearly between the stops."""
+    place = min(max((math.log2(bits) - 1) / 3, 0.0), 1.0)
+    for (low, first), (high, second) in itertools.pairwise(BITS_SCALE):
+        if place <= high:
+            share = (place - low) / (high - low)
+            mixed = (
+                round(int(first[i : i + 2], 16) * (1 - share) + int(second[i : i + 2], 16) * share)
+                for i in (1, 3, 5)
+            )
+            return "#" + "".join(f"{channel:02x}" for channel in mixed)
+    return BITS_SCALE[-1][1]
 
 
 def templates() -> dict[str, dict[str, Any]]:

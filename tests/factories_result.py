@@ -371,7 +371,10 @@ def _timeline() -> list[dict[str, Any]]:
         for index, (device, _) in enumerate(DEVICES):
             start = max(ready, free[index])
             ready = free[index] = start + stage_s["prefill"][index]
-            rows.append(_span(device, "prefill", micro_batch, start, ready))
+            rows.append(_span(f"{device}/0", "prefill", micro_batch, start, ready))
+            if index == 0:
+                rows.append(_span("board_a/0 -> board_b/0", "prefill", micro_batch, ready, ready + 0.02))
+                ready += 0.02
     back = [max(free)] * 2
     free = [max(free)] * 3
     for _ in range(4):
@@ -380,14 +383,14 @@ def _timeline() -> list[dict[str, Any]]:
             for index, (device, _) in enumerate(DEVICES):
                 start = max(ready, free[index])
                 ready = free[index] = start + stage_s["decode"][index]
-                rows.append(_span(device, "decode", micro_batch, start, ready))
+                rows.append(_span(f"{device}/0", "decode", micro_batch, start, ready))
             back[micro_batch] = ready
     return rows
 
 
 def _span(device: str, phase: str, micro_batch: int, start_s: float, end_s: float) -> dict[str, Any]:
     return {
-        "device": f"{device}/0",
+        "device": device,
         "phase": phase,
         "micro_batch": micro_batch,
         "start_s": start_s,

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports.blocks import Block, Chart, Note, Variant, hover, plotly_text
+from reports.blocks import Block, Chart, Note, Variant, elided, hover, plotly_text
 from reports.figures import figure
 from reports.points import (
     device_names,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 TICK_BITS = (2, 3, 4, 5, 6, 8, 16)
-MAX_LABELLED_LAYERS = 48
+CELL_LABEL_PX = 25
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,10 @@ def overview_figure(facts: BitsInfo) -> go.Figure:
         for _, _, first, _ in plan.stages
         if first > 0
     ]
+    labels = [plotly_text(elided(plan.label)) for plan in plans]
     ticks = [
-        f"<b>{plotly_text(p.label)}</b>" if p.name == facts.chosen else plotly_text(p.label) for p in plans
+        f"<b>{label}</b>" if plan.name == facts.chosen else label
+        for plan, label in zip(plans, labels, strict=True)
     ]
     return figure(
         [heat],
@@ -142,6 +144,7 @@ def overview_figure(facts: BitsInfo) -> go.Figure:
             "showgrid": False,
         },
         shapes=cuts,
+        meta=_label_width(facts.n_layers),
     )
 
 
@@ -159,6 +162,7 @@ def plan_figure(plan: PlanBits, facts: BitsInfo) -> go.Figure:
     return figure(
         [heat, *_bands(plan, facts)],
         height_px=height_px,
+        meta=_label_width(facts.n_layers),
         barmode="overlay",
         bargap=0,
         xaxis=_layer_axis(facts.n_layers),
@@ -229,7 +233,7 @@ def _heatmap(
         x=list(range(n_layers)),
         y=list(range(len(rows))),
         text=[["" if cell.bits is None else f"{cell.bits:.3g}"[:4] for cell in cells] for cells in rows],
-        texttemplate="%{text}" if n_layers <= MAX_LABELLED_LAYERS else None,
+        texttemplate="%{text}",
         textfont={"size": 11},
         hovertext=texts,
         hoverinfo="text",
@@ -268,11 +272,16 @@ def _cut(x: float, row: int) -> dict[str, Any]:
     }
 
 
+def _label_width(n_layers: int) -> dict[str, int]:
+    """Tell the page's script from which width of the chart on the numbers in the cells can be read."""
+    return {"labelsFromPx": CELL_LABEL_PX * n_layers + 220}
+
+
 def _layer_axis(n_layers: int) -> dict[str, Any]:
     return {
         "title": {"text": "Layer"},
         "range": [-0.5, n_layers - 0.5],
-        "dtick": 1 if n_layers <= MAX_LABELLED_LAYERS // 2 else 2 if n_layers <= MAX_LABELLED_LAYERS else 10,
+        "dtick": 1 if n_layers <= 24 else 2 if n_layers <= 48 else 10,
         "showgrid": False,
         "zeroline": False,
     }

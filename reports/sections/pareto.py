@@ -221,7 +221,9 @@ def render(result: StudyResult) -> tuple[Block, ...]:
     captions = []
     if facts.chosen is not None:
         captions.append(f"The ring marks the chosen plan, {facts.chosen.name}.")
-    if unmeasured:
+    if unmeasured == len(facts.points):
+        captions.append("No plan was measured, so every quality here is predicted.")
+    elif unmeasured:
         captions.append(
             f"{unmeasured} of {len(facts.points)} plans were not measured and are absent from measured axes."
         )

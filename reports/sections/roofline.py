@@ -211,7 +211,7 @@ def _hover(point: OpPoint) -> str:
     title="Roofline",
     nav="Roofline",
     order=40,
-    lead="What limits each operator of the chosen plan: compute, memory bandwidth, or its kernel's launch.",
+    lead="What limits each operator on each device: compute, memory bandwidth, or its kernel's launch.",
 )
 def render(result: StudyResult) -> tuple[Block, ...]:
     """Show one roofline per device, by menu."""

@@ -152,7 +152,7 @@ def figure_of(table: MetricTable) -> go.Figure:
             "outlinewidth": 0,
         },
     )
-    step = max(1, math.ceil(len(table.layers) / 32))
+    step = max(1, math.ceil(len(table.layers) / 20))
     shown = table.layers[::step]
     parts = f" (in each: {', '.join(table.parts)})" if 1 < len(table.parts) <= 8 else ""
     return figure(

@@ -17,7 +17,7 @@ from reports.points import (
     stages_of,
 )
 from reports.section import section
-from reports.theme import series_colour
+from reports.theme import OTHER, bits_colour, series_colour
 from reports.units import (
     fmt_change,
     fmt_difference,
@@ -260,11 +260,16 @@ def _strips(facts: SummaryInfo, chosen: Point) -> tuple[Strip, ...]:
         strips.append(Strip("Where the layers run", parts))
     if facts.formats:
         parts = tuple(
-            Part(name, plural(count, "unit"), float(count), series_colour(index))
-            for index, (name, count) in enumerate(facts.formats)
+            Part(name, plural(count, "unit"), float(count), _format_colour(name))
+            for name, count in facts.formats
         )
         strips.append(Strip("Weight formats", parts))
     return tuple(strips)
+
+
+def _format_colour(name: str) -> str:
+    bits = format_bits(name)
+    return OTHER if bits is None else bits_colour(bits)
 
 
 def verdict(facts: SummaryInfo, chosen: Point) -> tuple[Note, ...]:
@@ -291,7 +296,7 @@ def verdict(facts: SummaryInfo, chosen: Point) -> tuple[Note, ...]:
             "uniform plans without spending more bits."
         )
     title, tone = _judge(facts, chosen.measured.perplexity)
-    return (Note(" ".join(lines), tone, title),)
+    return (Note("", tone, title, tuple(lines)),)
 
 
 def _judge(facts: SummaryInfo, perplexity: float) -> tuple[str, Tone]:

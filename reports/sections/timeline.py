@@ -15,11 +15,12 @@ from studies.result import StudyResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+MAX_LEGEND = 8
 
 
 @dataclass(frozen=True)
 class Span:
-    """One micro-batch on one device."""
+    """One micro-batch on one device, or on the link between two (``first → second``)."""
 
     device: str
     phase: str
@@ -41,7 +42,13 @@ class TimelineInfo:
 def info(result: StudyResult) -> TimelineInfo:
     """Read the spans and add up how busy each device is."""
     spans = tuple(
-        Span(e["device"], e["phase"], int(e["micro_batch"]), float(e["start_s"]), float(e["end_s"]))
+        Span(
+            str(e["device"]).replace("->", "→"),
+            e["phase"],
+            int(e["micro_batch"]),
+            float(e["start_s"]),
+            float(e["end_s"]),
+        )
         for e in result.timeline
     )
     devices = tuple(dict.fromkeys(span.device for span in spans))
@@ -83,6 +90,7 @@ def figure_of(facts: TimelineInfo, phase: str | None) -> go.Figure:
     return figure(
         traces,
         height_px=150 + 56 * len(facts.devices),
+        showlegend=len(groups) <= MAX_LEGEND,
         barmode="overlay",
         bargap=0.35,
         xaxis={
@@ -129,7 +137,7 @@ def _bars(name: str, spans: list[Span], devices: tuple[str, ...], origin_s: floa
     title="Pipeline timeline",
     nav="Timeline",
     order=60,
-    lead="When each device of the chosen plan works and when it waits for the others.",
+    lead="When each device and link of the chosen plan works, and when it waits for the others.",
 )
 def render(result: StudyResult) -> tuple[Block, ...]:
     """Show a Gantt chart per phase."""

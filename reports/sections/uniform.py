@@ -23,6 +23,11 @@ class Duel:
     wins: bool
 
     @property
+    def decided(self) -> bool:
+        """Whether both sides were measured."""
+        return self.mixed_perplexity is not None and self.uniform_perplexity is not None
+
+    @property
     def verdict(self) -> str:
         """Say who wins and by how much in perplexity."""
         if self.mixed is None:
@@ -85,18 +90,20 @@ def render(result: StudyResult) -> tuple[Block, ...]:
         Column("Verdict"),
     )
     rows = tuple(Row(_cells(duel)) for duel in facts.duels)
-    n_lost = len(facts.duels) - facts.n_wins
-    score = f"Mixed precision wins {facts.n_wins} of {len(facts.duels)} comparisons"
-    note = (
-        Note(f"{score}; what it does not win is marked in red.", "warn")
-        if n_lost
-        else Note(f"{score}.", "good")
-    )
-    return (note, Table("Measured perplexity at no more bits; lower is better.", columns, rows))
+    return (_score(facts), Table("Measured perplexity at no more bits; lower is better.", columns, rows))
+
+
+def _score(facts: UniformInfo) -> Note:
+    decided = sum(duel.decided for duel in facts.duels)
+    if not decided:
+        return Note("None of the comparisons was measured, so none is decided.", "warn")
+    score = f"Mixed precision wins {facts.n_wins} of {decided} measured comparisons"
+    if facts.n_wins == decided:
+        return Note(f"{score}.", "good")
+    return Note(f"{score}; what it does not win is marked in red.", "warn")
 
 
 def _cells(duel: Duel) -> tuple[Cell, ...]:
-    decided = duel.mixed_perplexity is not None and duel.uniform_perplexity is not None
     return (
         Cell(duel.uniform),
         Cell(fmt_fixed(duel.uniform_bits)),
@@ -105,5 +112,5 @@ def _cells(duel: Duel) -> tuple[Cell, ...]:
         Cell(fmt_fixed(duel.mixed_bits)),
         Cell(fmt_difference(duel.mixed_bits, duel.uniform_bits)),
         Cell(fmt_perplexity(duel.mixed_perplexity)),
-        Cell(duel.verdict, tone="good" if duel.wins else "bad" if decided else "muted"),
+        Cell(duel.verdict, tone="good" if duel.wins else "bad" if duel.decided else "muted"),
     )

@@ -20,6 +20,26 @@
     return Object.assign({}, view.layout, { template: themes[theme()] });
   }
 
+  // Numbers in narrow cells would run into each other.
+  function dataOf(view, width) {
+    const meta = view.layout.meta;
+    if (!meta || !meta.labelsFromPx || width >= meta.labelsFromPx) return view.data;
+    return view.data.map(function (trace) {
+      return trace.texttemplate ? Object.assign({}, trace, { texttemplate: "" }) : trace;
+    });
+  }
+
+  let resizing = 0;
+  window.addEventListener("resize", function () {
+    window.clearTimeout(resizing);
+    resizing = window.setTimeout(function () {
+      charts.forEach(function (chart) {
+        const meta = chart.spec.views[chart.view].layout.meta;
+        if (chart.drawn && meta && meta.labelsFromPx && chart.width !== chart.element.clientWidth) draw(chart);
+      });
+    }, 200);
+  });
+
   function applyTheme() {
     root.dataset.theme = theme();
     charts.forEach(function (chart) {
@@ -31,7 +51,8 @@
     const view = chart.spec.views[chart.view];
     chart.element.style.minHeight = view.layout.height + "px";
     chart.drawn = true;
-    return Plotly.react(chart.element, view.data, layoutOf(view), config).then(function () {
+    chart.width = chart.element.clientWidth;
+    return Plotly.react(chart.element, dataOf(view, chart.width), layoutOf(view), config).then(function () {
       if (chart.spec.axes) return pickAxes(chart);
     });
   }
