@@ -1,7 +1,9 @@
 """Attention kernels: causal pairs and the exponential unit in prefill, split-KV overheads in decode.
 
 The forms and constants were fitted to measured kernel tables (aiconfigurator-core 0.12, Apache-2.0): prefill
-of four GPUs within 7 to 13 % median, decode within 8 to 18 %.
+of four GPUs within 7 to 13 % median, decode within 8 to 18 %. Those errors are of the published fits;
+here the wave term of prefill is left out and two overheads of decode are family medians where a device has no
+fit, so they are not errors of this code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Transfers between devices: point to point, and all-reduce as the better of one-shot and ring.
 
-Alpha-beta (Hockney) models: a fixed latency and a time per byte. The all-reduce constants are fits of
-measured NCCL and one-shot kernels on A100 and H100 (median errors of the fits: 9 to 16 %).
+Alpha-beta (Hockney) models: a fixed latency and a time per byte. The all-reduce starts are fits
+of measured NCCL and one-shot kernels; the efficiencies are round numbers near measured ones, not fits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ONE_SHOT_EFF_FRAC = 0.6
 """Share of the link that a one-shot kernel reaches (A100 0.56, H100 0.64)."""
 
 RING_EFF_FRAC = 0.8
-"""Share of the link that a large ring reaches; 67 MB on 8 devices: A100 0.58, H100 0.81."""
+"""Share of the link that a large ring reaches. Bus bandwidth measured at 67 MB on 8 devices: A100 0.58, H100
+0.81 (Vidur profiles); a round number between that and the asymptote, too high for A100 by a quarter."""
 
 RING_HALF_BYTES = 4.0e6
 """A ring reaches half its best bandwidth at this message size; measured ones lie between 4 and 16 MB."""

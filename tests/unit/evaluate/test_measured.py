@@ -133,7 +133,10 @@ MEASURED_RATIOS = {
 def test_speed_of_low_precision(device, precision):
     """Oracle: median time ratio of low-precision products to bf16 by rows (aiconfigurator-core 0.12 tables).
 
-    Low bits are not always faster: that sign decides what a search finds. Where the measured ratio is further
+    A regression test and not a validation: the kernel profiles were fitted to the same tables, and the bound
+    that keeps weight-only products from beating dense ones was set from the A100 rows. The (n, k) shapes
+    behind the medians are not given; six common ones stand in. Low bits are not always faster, and that sign
+    decides what a search finds. Where the measured ratio is further
     than 3 % from 1 the predicted one must lie on the same side.
     """
     spec = load_device(device)
@@ -156,21 +159,23 @@ def test_speed_of_low_precision(device, precision):
     assert (np.sign(np.array(ratios) - 1) == np.sign(measured - 1))[clear].all(), np.round(ratios, 2)
 
 
-@pytest.mark.parametrize(
-    ("batch", "measured_j", "tolerance"),
-    [(8, 0.455, 0.10), (32, 0.165, 0.15), (128, 0.095, 0.35), (512, 0.070, 0.40)],
-)
-def test_energy_of_llama_8b_on_one_h100(batch, measured_j, tolerance):
-    """Oracle: ML.ENERGY, Llama-3.1-8B bf16 on one H100, joules per generated token.
+def test_energy_of_llama_8b_on_one_h100():
+    """ML.ENERGY, Llama-3.1-8B bf16 on one H100 at batch 8: 0.455 J per generated token. A consistency check.
 
-    Found: -1 % at batch 8, -6 % at 32, -23 % at 128, -25 % at 512 for 512 tokens in and out (the request
-    lengths of the measurement are not published with the figure).
+    Not out of sample: the static power, J/bit and J/flop of this device were fitted to ML.ENERGY's H100 runs.
+    The request lengths behind the figure are not known here; 512 in and 512 out are assumed. Lengths from
+    64/256 to 1024/512 move the prediction from -7 % to +7 %, 2048/256 gives +30 %. Larger batches (0.165 J at
+    32, 0.095 at 128, 0.070 at 512) are not tested: there the assumed lengths move it by -61 % to +176 %.
     """
-    document = cost_document(llama_8b(), load_device("nvidia_h100_sxm"), BF16, Workload(batch, 512, 512))
-    assert document["energy_j_per_token"] == pytest.approx(measured_j, rel=tolerance)
+    document = cost_document(llama_8b(), load_device("nvidia_h100_sxm"), BF16, Workload(8, 512, 512))
+    assert document["energy_j_per_token"] == pytest.approx(0.455, rel=0.15)
 
 
 def test_step_of_llama_8b_on_one_h100():
-    """Oracle: ML.ENERGY, 7.3 ms per decode step at batch 8. Found: within 1 %."""
+    """Oracle: ML.ENERGY, 7.3 ms per decode step at batch 8; 7.0 to 7.9 ms for contexts of 64 to 2304.
+
+    The measured step holds host time, which is not modelled, and fused q/k/v and gate/up products, which are
+    priced as separate launches here. The two deviations have opposite signs, so a close match is partly luck.
+    """
     document = cost_document(llama_8b(), load_device("nvidia_h100_sxm"), BF16, Workload(8, 512, 512))
-    assert document["tpot_s"] == pytest.approx(7.3e-3, rel=0.10)
+    assert document["tpot_s"] == pytest.approx(7.3e-3, rel=0.15)
