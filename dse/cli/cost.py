@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from dse.cli import options
-from dse.cli.output import emit_json, si, table
+from dse.cli.output import emit_json, fold_layers, si, table
 
 
 def register(app: typer.Typer) -> None:
@@ -59,21 +59,23 @@ def _show(document: dict[str, Any], title: str) -> None:
     parts = ", ".join(f"{name} {si(memory[name], 'B')}" for name in memory if name != "total")
     verdict = "fits" if document["fits"] else "does NOT fit"
     typer.echo(f"memory: {si(memory['total'], 'B')} ({parts}); {verdict}")
-    rows = sorted(document["operators"], key=lambda row: -row["time_s"])
-    table(
-        "Slowest operators",
-        ("operator", "phase", "bound by", "time", "energy", "FLOP", "read"),
-        [
-            (
-                row["name"],
-                row["phase"],
-                row["bound_by"],
-                si(row["time_s"], "s"),
-                si(row["energy_j"], "J"),
-                si(row["flop"], "FLOP"),
-                si(row["read_bytes"], "B"),
-            )
-            for row in rows[:20]
-        ],
-        numeric_from=3,
-    )
+    folded = fold_layers(document["operators"], ("phase", "time_s", "flop", "read_bytes"))
+    totals = {phase: document[phase]["time_s"] for phase in ("prefill", "decode")}
+    rows = [
+        (
+            name,
+            str(count),
+            row["phase"],
+            row["bound_by"],
+            si(row["time_s"], "s"),
+            f"{count * row['time_s'] / totals[row['phase']]:.1%}",
+            si(row["energy_j"], "J"),
+            si(row["flop"], "FLOP"),
+            si(row["read_bytes"], "B"),
+        )
+        for name, count, row in sorted(
+            folded, key=lambda entry: (entry[2]["phase"] != "prefill", -entry[1] * entry[2]["time_s"])
+        )
+    ]
+    columns = ("operator", "n", "phase", "bound by", "time each", "of phase", "energy", "FLOP", "read")
+    table("Operators, most time first", columns, rows, numeric_from=4)

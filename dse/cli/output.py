@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -63,3 +64,19 @@ def si(value: float | None, unit: str, digits: int = 3) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.{digits}g} {prefix}{unit}"
     return f"{value:.{digits}g} {unit}"
+
+
+def fold_layers(rows: Iterable[dict[str, Any]], keys: Sequence[str]) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return (name with ``*`` for the layer, how many, first row) of rows that are equal but for the layer.
+
+    Args:
+        rows: each has a ``name``; the others of ``keys`` must be equal for two rows to be folded.
+        keys: what makes rows equal.
+    """
+    folded: dict[tuple[Any, ...], tuple[str, int, dict[str, Any]]] = {}
+    for row in rows:
+        name = re.sub(r"\.\d+\.", ".*.", row["name"], count=1)
+        key = (name, *(row[k] for k in keys))
+        _, count, first = folded.get(key, (name, 0, row))
+        folded[key] = (name, count + 1, first)
+    return list(folded.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from dse.cli.options import BATCH, JSON, MODEL, PROMPT
-from dse.cli.output import emit_json, note, si, table
+from dse.cli.output import emit_json, fold_layers, note, si, table
 from dse.errors import ConfigError
 
 
@@ -58,14 +58,15 @@ def trace(
         )
         rows = [
             (
-                op["name"],
+                name,
+                str(count),
                 op["kind"],
                 si(op["parameters"], ""),
                 si(op["flop"], "FLOP"),
                 si(op["read_bytes"], "B"),
                 si(op["write_bytes"], "B"),
             )
-            for op in document["operators"]
+            for name, count, op in fold_layers(document["operators"], ("kind", "parameters", "flop"))
         ]
-        columns = ("operator", "kind", "parameters", "FLOP", "read", "write")
-        table(title, columns, rows, numeric_from=2)
+        columns = ("operator", "n", "kind", "parameters", "FLOP", "read", "write")
+        table(title, columns, rows, numeric_from=3)
