@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,12 +117,29 @@ def _from_gguf(path: Path) -> ModelSource:
     return ModelSource(path.stem, plain, gguf=path)
 
 
+def _hub_answers() -> bool:
+    """Whether a connection to the hub can be made; behind a proxy only the hub's client can tell."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(proxy in urllib.request.getproxies() for proxy in ("https", "all")):
+        return True
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def _from_hub(hub_id: str) -> ModelSource:
     """Fetch the configuration of a hub id, or read it from the local hub cache."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(hub_id).to_dict()
+        # The hub's client would retry for half a minute before it says that there is no network.
+        config = AutoConfig.from_pretrained(hub_id, local_files_only=not _hub_answers()).to_dict()
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"cannot get the configuration of hub model '{hub_id}': it is unknown, gated, or the hub cannot "

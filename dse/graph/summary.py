@@ -29,7 +29,7 @@ def trace_document(
         Bytes are of the unquantized model: weights, activations and cache in the traced data type.
 
     Raises:
-        ConfigError: a size below 1, or a context that does not hold the prompt and the new token.
+        ConfigError: a size below 1.
     """
     for name, value in (("batch", batch), ("prompt", prompt), ("context", context)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

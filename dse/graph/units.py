@@ -79,10 +79,11 @@ def _linear_groups(linears: list[str], ties: tuple[tuple[str, ...], ...]) -> dic
         parent, _, role = name.rpartition(".")
         key = (parent, f"#{tie_of[role]}") if role in tie_of else (parent, role)
         members.setdefault(key, []).append(name)
-    return {
-        f".{parent}.{'+'.join(name.rpartition('.')[2] for name in names)}": tuple(names)
-        for (parent, _), names in members.items()
-    }
+    groups: dict[str, tuple[str, ...]] = {}
+    for (parent, _), names in members.items():
+        roles = "+".join(name.rpartition(".")[2] for name in names)
+        groups[f".{parent}.{roles}" if parent else f".{roles}"] = tuple(names)
+    return groups
 
 
 def _end_of_attention(block: Block) -> int:

@@ -1,7 +1,7 @@
 """Traces of whole models against the models themselves.
 
-Oracles: the module's own parameters, torch.utils.flop_counter around a run of the full module (all layers, eager
-attention, masks, the cache that transformers builds), and the tensors in that cache.
+Oracles: the module's own parameters, torch.utils.flop_counter around a run of the full module (all layers,
+eager attention, masks, the cache that transformers builds), and the tensors in that cache.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def traced(request: pytest.FixtureRequest) -> tuple[OperatorGraph, torch.nn.Modu
 
 
 def count_flop(model: Any, batch: int, query: int, context: int) -> tuple[int, DynamicCache]:
-    """Run ``context - query`` tokens, then count ``query`` more with the cache; return the count and the cache."""
+    """Return the count for ``query`` tokens after ``context - query`` uncounted ones, and the cache."""
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), torch.device("meta"):
         if context > query:
