@@ -71,11 +71,12 @@ def figure_of(facts: TimelineInfo, phase: str | None) -> go.Figure:
     for span in spans:
         groups[span.phase if phase is None else f"micro-batch {span.micro_batch}"].append(span)
     origin = min(span.start_s for span in spans)
+    devices = tuple(name for name in facts.devices if any(span.device == name for span in spans))
     traces = [
         _bars(
             name,
             members,
-            facts.devices,
+            devices,
             origin,
             PHASE_COLOURS.get(name, series_colour(index)) if phase is None else series_colour(index),
         )
@@ -84,12 +85,12 @@ def figure_of(facts: TimelineInfo, phase: str | None) -> go.Figure:
     busy = facts.busy_frac.get(phase or "", {})
     ticks = [
         plotly_text(device) + (f"<br>{fmt_percent(busy[device], 0)} busy" if device in busy else "")
-        for device in facts.devices
+        for device in devices
     ]
     start = "the start of the job" if phase is None else f"the start of the {phase}"
     return figure(
         traces,
-        height_px=150 + 56 * len(facts.devices),
+        height_px=150 + 56 * len(devices),
         showlegend=len(groups) <= MAX_LEGEND,
         barmode="overlay",
         bargap=0.35,
@@ -101,7 +102,7 @@ def figure_of(facts: TimelineInfo, phase: str | None) -> go.Figure:
         },
         yaxis={
             "autorange": "reversed",
-            "tickvals": list(range(len(facts.devices))),
+            "tickvals": list(range(len(devices))),
             "ticktext": ticks,
             "showgrid": False,
         },
