@@ -117,6 +117,7 @@ class NodeDocument(Closed):
     name: str
     device: str
     count: int = Field(default=1, ge=1, strict=True)
+    memory_limit: Leaf | None = None
     intra_link: LinkDocument | None = None
 
 

@@ -108,7 +108,8 @@ def parse_cluster(content: object, file: str, device: Callable[[str], HardwareSp
         link = (spec.link("scale_up") or spec.link("host")) if entry.count > 1 else None
         if entry.intra_link is not None:
             link = link_of(entry.intra_link, f"{path}.intra_link", read)
-        nodes.append(ClusterNode(entry.name, spec.name, entry.count, link))
+        limit = read.maybe(entry.memory_limit, f"{path}.memory_limit", "bytes")
+        nodes.append(ClusterNode(entry.name, spec.name, entry.count, link, limit))
     inter_link = None if document.inter_link is None else link_of(document.inter_link, "inter_link", read)
     if inter_link is None and len(nodes) > 1:
         raise ConfigError("several nodes need a link between them", file=file, path="inter_link")

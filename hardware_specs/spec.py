@@ -204,12 +204,17 @@ KERNEL_NAMES = (
 
 @dataclass(frozen=True)
 class ClusterNode:
-    """One machine: devices of one type joined by a scale-up link (None for a single device)."""
+    """One machine: devices of one type joined by a scale-up link (None for a single device).
+
+    ``memory_limit_bytes`` is what the model may use of each device's main memory, beside the runtime reserve,
+    where other software holds the rest; None leaves it all.
+    """
 
     name: str
     device: str
     n_devices: int
     intra_link: Link | None = None
+    memory_limit_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,14 @@ class Cluster:
         if device not in types:
             raise ConfigError(f"cluster '{self.name}' has no device '{device}'", value=device, allowed=types)
         return self.specs[types[device]]
+
+    def capacity_bytes(self, device: str) -> float:
+        """Return the main memory of a device that the runtime reserve and the model may fill together."""
+        spec = self.spec_of(device)
+        name = device.partition("/")[0]
+        limit = next(node.memory_limit_bytes for node in self.nodes if node.name == name)
+        whole = spec.main_memory.capacity_bytes
+        return whole if limit is None else min(whole, spec.reserve_bytes + limit)
 
     def link_between(self, first: str, second: str) -> Link:
         """Return the link that a transfer between two devices of the cluster uses.

@@ -26,11 +26,10 @@ def trace(
     as_json: bool = JSON,
 ) -> None:
     """Trace a model into its operator graph."""
-    from studies.catalogue import resolve_model
-
     from dse.graph.cache import load_graph
     from dse.graph.summary import trace_document
     from dse.graph.workload import Workload
+    from studies.catalogue import resolve_model
 
     Workload(batch=batch, prompt_tokens=prompt, output_tokens=1)  # refuses what cannot be
     if output is not None and output.suffix not in {".json", ".graphml"}:

@@ -113,7 +113,7 @@ def predict(plan: Plan, table: CostTable, cluster: Cluster, workload: Workload) 
         cost_usd_per_mtok=usd_per_mtok(sum(known), throughput) if len(known) == len(prices) else None,
         memory_bytes=memory,
         missing_bytes={
-            device: use.missing_bytes(cluster.spec_of(device).main_memory.capacity_bytes)
+            device: use.missing_bytes(cluster.capacity_bytes(device))
             for device, use in memory.items()
         },
         provenance=table.provenance,

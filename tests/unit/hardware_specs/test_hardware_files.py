@@ -396,3 +396,11 @@ def test_loading_needs_no_heavy_library():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_node_may_leave_only_part_of_its_memory() -> None:
+    """The limit is beside the runtime reserve, and never above what the device has."""
+    shared, whole = load_cluster("edge_three_shared"), load_cluster("edge_three")
+    spec = shared.specs["nvidia_jetson_agx_orin_64gb"]
+    assert shared.capacity_bytes("jetson/0") == spec.reserve_bytes + 240 * 2**20
+    assert whole.capacity_bytes("jetson/0") == spec.main_memory.capacity_bytes
