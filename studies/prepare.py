@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from dse.errors import ConfigError
 from dse.evaluate.build import build_cost_table
@@ -20,6 +21,8 @@ from hardware_specs.spec import Cluster, RuntimeProfile
 from studies.catalogue import resolve_model
 from studies.schema import Study
 from studies.weights import with_weights
+
+TENSORS: tuple[Literal["weights", "activations", "kv"], ...] = ("weights", "activations", "kv")
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,9 @@ def usable_precisions(
     dropped: list[dict[str, str]] = []
     kept: list[Precision] = []
     for precision in wanted:
+        names = precision.to_json()
         refused = [
-            f"{tensor} in {name}"
-            for tensor, name in precision.to_json().items()
-            if not runtime.allows(tensor, name)
+            f"{tensor} in {names[tensor]}" for tensor in TENSORS if not runtime.allows(tensor, names[tensor])
         ]
         if refused:
             reason = f"{runtime.name} does not load {', '.join(refused)}"

@@ -89,18 +89,18 @@ class _WorkloadFile(Closed):
 
 class _QualityFile(Closed):
     corpus: str | None = None
-    tokens: int = Field(8192, ge=2)
-    sensitivity_tokens: int = Field(1024, ge=2)
-    sequence_length: int = Field(512, ge=2)
-    dtype: str = Field("bfloat16", pattern="^(bfloat16|float32)$")
-    tolerance_frac: float = Field(0.05, ge=0)
+    tokens: int = Field(default=8192, ge=2)
+    sensitivity_tokens: int = Field(default=1024, ge=2)
+    sequence_length: int = Field(default=512, ge=2)
+    dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
+    tolerance_frac: float = Field(default=0.05, ge=0)
 
 
 class _SearchFile(Closed):
-    trials: int = Field(60, ge=0)
-    front_points: int = Field(10, ge=2)
-    finalists: int = Field(8, ge=1)
-    solver_time_s: float = Field(10.0, gt=0)
+    trials: int = Field(default=60, ge=0)
+    front_points: int = Field(default=10, ge=2)
+    finalists: int = Field(default=8, ge=1)
+    solver_time_s: float = Field(default=10.0, gt=0)
 
 
 class _StudyFile(Closed):
@@ -114,7 +114,7 @@ class _StudyFile(Closed):
     runtime: str = "generic"
     granularity: str = "block"
     metric: str = "kl"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     quality: _QualityFile = _QualityFile()
     search: _SearchFile = _SearchFile()
 

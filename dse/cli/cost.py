@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def cost(
     model: str = options.MODEL,
     device: str = typer.Option(..., "--device", help="Device name, or a YAML file of your own."),
-    plan: Path = typer.Option(None, "--plan", help="A plan.json whose precisions are used."),
+    plan: Path | None = typer.Option(None, "--plan", help="A plan.json whose precisions are used."),
     weights: str = options.WEIGHTS,
     activations: str = options.ACTIVATIONS,
     kv: str = options.KV,

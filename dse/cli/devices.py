@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 
 def devices(
-    name: str = typer.Argument(None, help="A device, or a YAML file of your own; without it all are listed."),
+    name: str | None = typer.Argument(
+        None, help="A device, or a YAML file of your own; without it all are listed."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Show the hardware spec files, every number with its source."""

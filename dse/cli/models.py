@@ -17,8 +17,8 @@ def register(app: typer.Typer) -> None:
 
 
 def models(
-    name: str = typer.Argument(None, help="A catalogue name, or 'fetch' to bring a checkpoint."),
-    fetched: str = typer.Argument(None, help="With 'fetch': the catalogue name to bring."),
+    name: str | None = typer.Argument(None, help="A catalogue name, or 'fetch' to bring a checkpoint."),
+    fetched: str | None = typer.Argument(None, help="With 'fetch': the catalogue name to bring."),
     as_json: bool = JSON,
 ) -> None:
     """List the catalogue, show one model, or fetch a checkpoint (`dse models fetch NAME`)."""

@@ -33,7 +33,7 @@ class ConsoleProgress:
             disable=not self._interactive,
         )
         self._started = time.monotonic()
-        self._task = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()

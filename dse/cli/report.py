@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     result: Path = typer.Argument(..., help="A result.json, or the folder that holds it."),
-    output: Path = typer.Option(None, "-o", "--out", help="Default: report.html beside the result."),
+    output: Path | None = typer.Option(None, "-o", "--out", help="Default: report.html beside the result."),
     as_json: bool = JSON,
 ) -> None:
     """Rebuild the report of a result, byte for byte, with no model at hand."""

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     study: str = typer.Argument(..., help="A preset such as 'demo', or a YAML file of your own."),
-    out: Path = OUT,
+    out: Path | None = OUT,
     resume: bool = RESUME,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON,

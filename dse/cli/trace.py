@@ -21,8 +21,10 @@ def trace(
     model: str = MODEL,
     batch: int = BATCH,
     prompt: int = PROMPT,
-    context: int = typer.Option(None, help="Positions attended to in a decode step; default PROMPT + 1."),
-    output: Path = typer.Option(None, "-o", "--out", help="Write the graph: .json or .graphml."),
+    context: int | None = typer.Option(
+        None, help="Positions attended to in a decode step; default PROMPT + 1."
+    ),
+    output: Path | None = typer.Option(None, "-o", "--out", help="Write the graph: .json or .graphml."),
     as_json: bool = JSON,
 ) -> None:
     """Trace a model into its operator graph."""
