@@ -23,11 +23,8 @@ from torch import Tensor
 
 from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat
+from dse.quantize.extremes import CHUNK
 from dse.quantize.quantizer import QUANTIZERS, Scales
-
-_CHUNK = 32767
-"""Elements worked on at a time. They stay in the core's own cache through all passes, and they are fewer than
-torch's threshold for using several threads, whose wake-ups cost more than these passes take."""
 
 _FLOAT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -151,15 +148,15 @@ def _group_length(matrix: Tensor, fmt: NumberFormat) -> int:
 
 
 def _chunks(matrix: Tensor, length: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield (view of a part of ``matrix``, group length there): whole groups, about ``_CHUNK`` elements."""
+    """Yield (view of a part of ``matrix``, group length there): whole groups, about ``CHUNK`` elements."""
     columns = matrix.shape[1]
     ragged = columns % length
     if not ragged:
-        step = max(1, _CHUNK // length) * length
+        step = max(1, CHUNK // length) * length
         for chunk in matrix.view(-1).split(step):
             yield chunk, length
         return
-    step = max(1, _CHUNK // columns)
+    step = max(1, CHUNK // columns)
     for rows in matrix.split(step):
         yield rows[:, : columns - ragged], length
         yield rows[:, columns - ragged :], ragged

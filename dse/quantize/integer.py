@@ -20,9 +20,20 @@ import torch
 from torch import Tensor
 
 from dse.formats.precision import NumberFormat
+from dse.quantize.extremes import low_high_of
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 _HALF_MIN, _HALF_MAX = 2.0**-24, 65504.0
+_ROUNDER = 1.5 * 2.0**23
+
+
+def round_even_(x: Tensor) -> Tensor:
+    """Round float32 values below 2^22 to whole numbers, in place, half to even; larger ones stay about equal.
+
+    The same as ``x.round_()`` there, which wakes the other threads from 2048 elements on: far more expensive
+    than the work on a chunk when the cores are shared. Added to 1.5 * 2^23, a float32 has no fraction bits.
+    """
+    return x.add_(_ROUNDER).sub_(_ROUNDER)
 
 
 class IntegerQuantizer:
@@ -34,13 +45,12 @@ class IntegerQuantizer:
 
     def fit(self, groups: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Scales:  # noqa: ARG002
         """Return min-max scales, rounded to float16, and zero points of the asymmetric grid."""
-        high = groups.amax(-1, keepdim=True).float()
-        low = groups.amin(-1, keepdim=True).float()
+        low, high = low_high_of(groups)
         if fmt.grid == "asym":
             low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
             n_steps = float((1 << fmt.bits) - 1)
             scale = _as_half((high - low).div_(n_steps))
-            return Scales(scale, low.neg_().div_(scale).round_().clamp_(0.0, n_steps))
+            return Scales(scale, round_even_(low.neg_().div_(scale)).clamp_(0.0, n_steps))
         absmax = torch.maximum(high, low.neg_())
         if fmt.grid == "gptq":
             return Scales(_as_half(absmax.mul_(2.0 / ((1 << fmt.bits) - 1))))
@@ -49,16 +59,16 @@ class IntegerQuantizer:
     def round_(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> None:
         """Round in place: S * (clamp(rnd(w / S) + Z) - Z)."""
         low, high = _code_range(fmt)
-        groups.div_(scales.scale).round_()
+        groups.div_(scales.scale)
         if scales.zero is None:
-            groups.clamp_(low, high)
+            round_even_(groups).clamp_(low, high)
         else:
-            groups.add_(scales.zero).clamp_(low, high).sub_(scales.zero)
+            round_even_(groups).add_(scales.zero).clamp_(low, high).sub_(scales.zero)
         groups.mul_(scales.scale)
 
     def encode(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return clamp(rnd(w / S) + Z) as int16; symmetric codes are signed, 0 for 0.0."""
-        codes = groups.div(scales.scale).round_()
+        codes = round_even_(groups.div(scales.scale))
         if scales.zero is not None:
             codes.add_(scales.zero)
         return codes.clamp_(*_code_range(fmt)).to(torch.int16)

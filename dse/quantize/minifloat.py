@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dse.formats.elements import ELEMENTS, ElementSpec
 from dse.formats.precision import NumberFormat
+from dse.quantize.extremes import absmax_of
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 _SMALLEST_NORMAL = 2.0**-126
@@ -47,11 +48,6 @@ def decode_minifloat(codes: Tensor, spec: ElementSpec) -> Tensor:
     magnitudes = torch.tensor(spec.magnitudes, dtype=torch.float32, device=codes.device)
     values = magnitudes[(codes & (sign_bit - 1)).long()]
     return torch.where((codes & sign_bit) != 0, -values, values)
-
-
-def absmax_of(groups: Tensor) -> Tensor:
-    """Return the largest magnitude of each row, (n_groups, 1) float32; NaN where the row has one."""
-    return torch.maximum(groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True).neg_()).float()
 
 
 class MinifloatQuantizer:

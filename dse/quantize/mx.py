@@ -20,7 +20,9 @@ from torch import Tensor
 
 from dse.formats.elements import ELEMENTS
 from dse.formats.precision import NumberFormat
-from dse.quantize.minifloat import absmax_of, decode_minifloat, encode_minifloat, round_minifloat_
+from dse.quantize.extremes import absmax_of
+from dse.quantize.integer import round_even_
+from dse.quantize.minifloat import decode_minifloat, encode_minifloat, round_minifloat_
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 _BIAS, _NAN_CODE = 127, 255
@@ -55,7 +57,7 @@ class MxQuantizer:
         """Round in place: X * RNE(w / X)."""
         groups.div_(scales.scale)
         if fmt.element == "int":
-            groups.mul_(_INT_UNIT).round_().clamp_(-_INT_MAX, _INT_MAX).mul_(1 / _INT_UNIT)
+            round_even_(groups.mul_(_INT_UNIT)).clamp_(-_INT_MAX, _INT_MAX).mul_(1 / _INT_UNIT)
         else:
             round_minifloat_(groups, ELEMENTS[fmt.element])
         groups.mul_(scales.scale)
@@ -64,7 +66,7 @@ class MxQuantizer:
         """Return element codes: bit patterns, or k for MXINT8."""
         scaled = groups.div(scales.scale)
         if fmt.element == "int":
-            return scaled.mul_(_INT_UNIT).round_().clamp_(-_INT_MAX, _INT_MAX).to(torch.int16)
+            return round_even_(scaled.mul_(_INT_UNIT)).clamp_(-_INT_MAX, _INT_MAX).to(torch.int16)
         return encode_minifloat(scaled, ELEMENTS[fmt.element])
 
     def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dse.formats.elements import ELEMENTS
 from dse.formats.precision import NumberFormat
-from dse.quantize.minifloat import absmax_of, decode_minifloat, encode_minifloat, round_minifloat_
+from dse.quantize.extremes import absmax_of
+from dse.quantize.minifloat import decode_minifloat, encode_minifloat, round_minifloat_
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 _ELEMENT, _SCALE = ELEMENTS["e2m1"], ELEMENTS["e4m3"]
