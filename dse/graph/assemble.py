@@ -34,6 +34,7 @@ def name_groups(skeleton: Skeleton, groups: list[Group]) -> list[tuple[int | Non
 
 def assemble(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> OperatorGraph:
     """Put the operators into prologue, block templates and epilogue, and join their edges."""
+    _check_copies(skeleton, traced, source)
     first_block = next(i for i, entry in enumerate(traced) if entry.part is not None)
     last_block = max(i for i, entry in enumerate(traced) if entry.part is not None)
     place: list[int | str] = []
@@ -62,6 +63,17 @@ def assemble(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> O
         parameters=skeleton.parameters,
         max_context=_max_context(config),
     )
+
+
+def _check_copies(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> None:
+    """Check that the two layers of the first kind compute the same, as layers that are folded must."""
+    first, again = (
+        [entry.op for entry in traced if entry.part == layer] for layer in (0, skeleton.template_of[0])
+    )
+    if first != again:
+        raise ConfigError(
+            f"layers {list(skeleton.kinds[0])} have equal modules but compute differently", file=source.name
+        )
 
 
 def _max_context(config: Any) -> int | None:

@@ -90,21 +90,18 @@ class _Merger:
             self._check(index, node)
             if index in self.attention:
                 root = self.attention[index]
-                start = self.recording.nodes[root]
-                self._put(
-                    index, ("attention", start.path, root), Group("attention", start.path, root, leaf=False)
-                )
+                fresh = Group("attention", self.recording.nodes[root].path, root, leaf=False)
+                self._put(index, ("attention", fresh.path, root), fresh)
             elif node.path in self.leaves:
-                self._put(
-                    index, ("leaf", node.path, node.call), Group("other", node.path, node.call, leaf=True)
-                )
+                fresh = Group("other", node.path, node.call, leaf=True)
+                self._put(index, ("leaf", node.path, node.call), fresh)
             else:
                 self._place_free(index, node)
         for group in self.groups.values():
             self._classify(group)
 
     def _check(self, index: int, node: Node) -> None:
-        where = f"operator '{node.name}' in module '{node.path or type(self).__name__}'"
+        where = f"operator '{node.name}' in module '{node.path or 'the whole model'}'"
         if node.category == "unsupported":
             raise ConfigError(f"{where} is not supported: {why_unsupported(node.name)}", file=self.source)
         if node.category == "product" and index not in self.attention and not self._has_parameter(node):
