@@ -11,7 +11,7 @@ torch's threshold for using several threads, whose wake-ups cost more than these
 
 
 def low_high_of(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (smallest, largest) of each row of (n_groups, length), (n_groups, 1) float32; NaN if it has one."""
+    """Return the least and the largest of each row, (n_groups, 1) float32 each; NaN where it has one."""
     if groups.shape[0] == 1 and groups.shape[1] > CHUNK:
         parts = groups.view(-1).split(CHUNK)
         low = torch.stack([part.amin() for part in parts]).amin()
