@@ -105,3 +105,17 @@ def units_of_plan(plan: Plan, graph: OperatorGraph) -> tuple[Unit, ...]:
     for name in sorted(wanted - plan.assignment.by_unit.keys()):
         raise ConfigError(f"the plan says nothing of '{name}'", path="assignment")
     return units
+
+
+def check_sizes(*, tokens: int, sequence_length: int) -> None:
+    """Refuse sample sizes that cannot be.
+
+    Raises:
+        ConfigError: a sequence shorter than 2 tokens, or fewer tokens than one sequence.
+    """
+    if sequence_length < 2:
+        raise ConfigError(f"must be at least 2, but got {sequence_length}", path="--sequence-length")
+    if tokens < sequence_length:
+        raise ConfigError(
+            f"must be at least one sequence ({sequence_length}), but got {tokens}", path="--tokens"
+        )
