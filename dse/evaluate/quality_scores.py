@@ -1,0 +1,97 @@
+"""From logits to the three quality numbers, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS_AT_A_TIME = 128  # keeps the float32 copies of a chunk (rows x vocabulary) small
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """The full-precision model's view of one batch of n tokens over a vocabulary of V.
+
+    Attributes:
+        probabilities: (n, V) p, in the model's dtype, which bounds the memory.
+        self_term: (n,) float64 sum_v p_v log p_v with the stored p and the exact log p.
+        top1: (n,) its most probable token.
+        nll: (n_sequences, length - 1) float64, -log p of each next token, in nats.
+    """
+
+    probabilities: Tensor
+    self_term: Tensor
+    top1: Tensor
+    nll: Tensor
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A quantized model against the reference: kl (n,) nats, agrees (n,) bool, nll as above."""
+
+    kl: Tensor
+    agrees: Tensor
+    nll: Tensor
+
+
+def reference_scores(logits: Tensor, ids: Tensor, dtype: torch.dtype) -> ReferenceScores:
+    """Return what later comparisons need.
+
+    Args:
+        logits: (n_sequences, length, V); ids: (n_sequences, length).
+        dtype: to store the probabilities in.
+    """
+    rows = logits.flatten(0, 1)
+    probabilities = torch.empty(rows.shape, dtype=dtype)
+    self_term, top1, log_next = [], [], []
+    next_ids = _next_ids(ids)
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        log_p = rows[part].float().log_softmax(-1)
+        probabilities[part] = log_p.exp()
+        self_term.append(_expectation(probabilities[part], log_p))
+        top1.append(log_p.argmax(-1))
+        log_next.append(log_p.gather(-1, next_ids[part, None])[:, 0])
+    return ReferenceScores(
+        probabilities, torch.cat(self_term), torch.cat(top1), _nll(torch.cat(log_next), ids)
+    )
+
+
+def compare(logits: Tensor, ids: Tensor, reference: ReferenceScores) -> TokenScores:
+    """Return KL(reference || model), agreement of the most probable token, and next-token losses.
+
+    KL = sum_v p_v (log p_v - log q_v). The stored p may be rounded to bfloat16; both terms use the same
+    rounded p, so the rounding cancels to first order and equal logits give exactly 0.
+
+    Args:
+        logits: (n_sequences, length, V) of the quantized model; ids: (n_sequences, length).
+        reference: of the same ids.
+    """
+    rows = logits.flatten(0, 1)
+    cross_term, agrees, log_next = [], [], []
+    next_ids = _next_ids(ids)
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        log_q = rows[part].float().log_softmax(-1)
+        cross_term.append(_expectation(reference.probabilities[part], log_q))
+        agrees.append(log_q.argmax(-1) == reference.top1[part])
+        log_next.append(log_q.gather(-1, next_ids[part, None])[:, 0])
+    kl = reference.self_term - torch.cat(cross_term)
+    return TokenScores(kl, torch.cat(agrees), _nll(torch.cat(log_next), ids))
+
+
+def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
+    """Return sum over the last axis of p * values: products in float32, result float64."""
+    return (probabilities.float() * values).sum(-1).double()
+
+
+def _next_ids(ids: Tensor) -> Tensor:
+    """Return the token after each position (n,), flattened; the last of a sequence gets a stand-in."""
+    return ids.roll(-1, dims=1).flatten().long()
+
+
+def _nll(log_next: Tensor, ids: Tensor) -> Tensor:
+    """Drop the last position of each sequence, which has no next token."""
+    return -log_next.double().view(ids.shape)[:, :-1]

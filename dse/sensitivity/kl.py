@@ -1,0 +1,38 @@
+"""Measured sensitivity: the KL divergence that quantizing one unit alone causes.
+
+KL(full || quantized), mean per token in nats, which is the control that every indicator is compared with.
+"""
+
+from __future__ import annotations
+
+from dse.evaluate.quality import QualityEvaluator
+from dse.formats.precision import Precision
+from dse.graph.units import Unit
+from dse.sensitivity.metric import METRICS
+
+
+class MeasuredKL:
+    """Forward passes with one unit quantized."""
+
+    unit = "nats"
+    provenance = "measured"
+    version = 1
+
+    def prepare(self, evaluator: QualityEvaluator, units: tuple[Unit, ...]) -> _KLMeasurement:  # noqa: ARG002
+        """Return the measurement; the reference pass happens with the first cell."""
+        return _KLMeasurement(evaluator)
+
+
+class _KLMeasurement:
+    def __init__(self, evaluator: QualityEvaluator) -> None:
+        self._evaluator = evaluator
+
+    def penalty(self, unit: Unit, precision: Precision) -> float:
+        """Return the mean KL in nats; a value below 0 is float rounding and counts as 0."""
+        formats = self._evaluator.model.expand([(unit, precision)])
+        if formats.is_reference:
+            return 0.0
+        return max(0.0, self._evaluator.measure(formats).kl_nats)
+
+
+METRICS.register("kl")(MeasuredKL())
