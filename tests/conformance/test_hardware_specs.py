@@ -28,7 +28,10 @@ REQUIRED_DEVICES = {
     *("qualcomm_hexagon_x_elite", "generic_x86_2core"),
 }
 REQUIRED_CLUSTERS = {"llmpq_cluster3", "llmpq_cluster6", "h100_node8", "edge_pair", "edge_three"}
-CALIBRATED = {"nvidia_a100_sxm_80gb", "nvidia_h100_sxm", "nvidia_l40s", "rockchip_rk3588_npu"}
+CALIBRATED = {
+    *("nvidia_a100_sxm_80gb", "nvidia_h100_sxm", "nvidia_l40s", "nvidia_rtx_pro_6000_server"),
+    "rockchip_rk3588_npu",
+}
 SLACK = 1.05
 BITS = {"fp32": 32, "tf32": 19, "fp16": 16, "bf16": 16, "mxfp6": 6, "mxfp4": 4, "nvfp4": 4, "int4": 4}
 
