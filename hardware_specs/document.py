@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dse.documents import Closed
-from hardware_specs.spec import DeviceClass, LinkKind, Support
+from hardware_specs.spec import Availability, DeviceClass, LinkKind, Scope, Support, TopologyKind
 
 Confidence = Literal["high", "medium", "low"]
 
@@ -27,6 +27,12 @@ class Leaf(Quantity):
     confidence: Confidence = "high"
 
 
+class PriceLeaf(Leaf):
+    """A price and the year or month it was true, as "2025" or "2026-05"."""
+
+    date: str = Field(default="", pattern=r"^\d{4}(-\d{2})?$|^$")
+
+
 class PathDocument(Closed):
     """What the device does with one compute kind."""
 
@@ -44,32 +50,75 @@ class WeightOnlyDocument(Closed):
     reason: str = ""
 
 
+class PairDocument(Closed):
+    """What the device does with one pair of operand kinds, where that is not what each kind alone says."""
+
+    weights: str
+    activations: str
+    support: Support
+    compute_as: str | None = None
+    source: str
+    reason: str = ""
+
+
+class ArithmeticDocument(Closed):
+    """Operations per cycle and core, known apart from the rates: what a rate is checked against."""
+
+    kind: str
+    per_cycle: Leaf
+
+
+class SparsityDocument(Closed):
+    """What the vendor says of sparsity; rates here are dense whatever it says."""
+
+    statement: str
+    source: str
+    speedup: Leaf | None = None
+
+
+class TopologyDocument(Closed):
+    """How the devices of a domain are joined; ``dims`` are the sides of the largest torus or mesh."""
+
+    kind: TopologyKind
+    source: str
+    dims: tuple[int, ...] = ()
+    neighbours: Leaf | None = None
+    note: str = ""
+
+
 class TierDocument(Closed):
-    """One memory."""
+    """One memory; ``weights`` and ``kv`` say what may be placed there (the main tier holds both)."""
 
     name: str
     kind: str
     main: bool = False
+    weights: bool | None = Field(default=None, strict=True)
+    kv: bool | None = Field(default=None, strict=True)
+    scope: Scope = "device"
+    via: LinkKind | None = None
     capacity: Leaf
     bandwidth: Leaf | None = None
     energy: Leaf | None = None
 
 
 class LinkDocument(Closed):
-    """One link; bandwidth is per direction and per device."""
+    """One link; bandwidth is per device, and per direction unless ``direction`` says both are added."""
 
     name: str
     kind: LinkKind
+    direction: Literal["per_direction", "bidirectional"] = "per_direction"
     bandwidth: Leaf
     latency: Leaf
     energy: Leaf | None = None
     max_devices: Leaf | None = None
+    topology: TopologyDocument | None = None
 
 
 class PowerDocument(Closed):
     """Board power."""
 
     tdp: Leaf | None = None
+    typical: Leaf | None = None
     static: Leaf | None = None
     static_note: str = ""
     main_memory: Leaf | None = None
@@ -96,19 +145,25 @@ class DeviceDocument(Closed):
     vendor: str
     device_class: DeviceClass = Field(alias="class")
     description: str
+    availability: Availability = "shipping"
+    missing: dict[str, str] = Field(default_factory=dict)
+    exceptions: dict[str, str] = Field(default_factory=dict)
     year: int | None = Field(default=None, strict=True)
     sources: dict[str, str] = Field(default_factory=dict)
     process: Leaf | None = None
     cores: Leaf | None = None
     clock: Leaf | None = None
+    arithmetic: tuple[ArithmeticDocument, ...] = ()
     compute: dict[str, PathDocument]
+    pairs: tuple[PairDocument, ...] = ()
     weight_only: WeightOnlyDocument
-    memory: tuple[TierDocument, ...] = Field(min_length=1)
+    sparsity: SparsityDocument | None = None
+    memory: tuple[TierDocument, ...] = ()
     reserve: Leaf | None = None
     links: tuple[LinkDocument, ...] = ()
     power: PowerDocument
     kernels: dict[str, KernelDocument] = Field(default_factory=dict)
-    price: Leaf | None = None
+    price: PriceLeaf | None = None
 
 
 class NodeDocument(Closed):
@@ -119,6 +174,7 @@ class NodeDocument(Closed):
     count: int = Field(default=1, ge=1, strict=True)
     memory_limit: Leaf | None = None
     intra_link: LinkDocument | None = None
+    host_memory: tuple[TierDocument, ...] = ()
 
 
 class ClusterDocument(Closed):

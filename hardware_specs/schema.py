@@ -13,10 +13,14 @@ from hardware_specs.document import ClusterDocument, DeviceDocument, RuntimeDocu
 from hardware_specs.parts import (
     check_widths,
     compute_paths,
+    flop_per_cycle,
     kernel_of,
     link_of,
+    memory_tier,
     memory_tiers,
+    operand_pairs,
     power_of,
+    sparsity_of,
     with_family_energy,
 )
 from hardware_specs.reader import Reader
@@ -42,7 +46,12 @@ def parse_device(content: object, file: str) -> HardwareSpec:
     n_cores = read.count(document.cores, "cores")
     clock_hz = read.maybe(document.clock, "clock", "hertz")
     compute = compute_paths(document.compute, read)
-    memory = memory_tiers(document.memory, read)
+    memory = memory_tiers(document.memory, document.missing, read)
+    pairs = operand_pairs(document.pairs, compute, read)
+    arithmetic = flop_per_cycle(document.arithmetic, read)
+    sparsity = sparsity_of(document.sparsity, read)
+    if document.availability == "incomplete" and not document.missing:
+        raise ConfigError("an incomplete device needs 'missing': what lacks, and why", file=file)
     reserve_bytes = read.maybe(document.reserve, "reserve", "bytes", zero=True) or 0.0
     links = tuple(link_of(link, f"links.{index}", read) for index, link in enumerate(document.links))
     power = power_of(document.power, read)
@@ -51,7 +60,7 @@ def parse_device(content: object, file: str) -> HardwareSpec:
     read.source(document.weight_only.source, "weight_only.source")
     check_widths(document.weight_only.bits, document.weight_only.reason, read)
     device_class = document.device_class
-    main = next(tier for tier in memory if tier.main)
+    main = next((tier for tier in memory if tier.main), None)
     return HardwareSpec(
         name=document.name,
         vendor=document.vendor,
@@ -72,6 +81,13 @@ def parse_device(content: object, file: str) -> HardwareSpec:
         year=document.year,
         sources=tuple(read.sourced),
         content_hash=_hash(content, file),
+        availability=document.availability,
+        missing=document.missing,
+        exceptions=document.exceptions,
+        pairs=pairs,
+        sparsity=sparsity,
+        flop_per_cycle=arithmetic,
+        price_date="" if document.price is None else document.price.date,
     )
 
 
@@ -109,7 +125,8 @@ def parse_cluster(content: object, file: str, device: Callable[[str], HardwareSp
         if entry.intra_link is not None:
             link = link_of(entry.intra_link, f"{path}.intra_link", read)
         limit = read.maybe(entry.memory_limit, f"{path}.memory_limit", "bytes")
-        nodes.append(ClusterNode(entry.name, spec.name, entry.count, link, limit))
+        host = tuple(memory_tier(tier, f"{path}.host_memory.{tier.name}", read) for tier in entry.host_memory)
+        nodes.append(ClusterNode(entry.name, spec.name, entry.count, link, limit, host))
     inter_link = None if document.inter_link is None else link_of(document.inter_link, "inter_link", read)
     if inter_link is None and len(nodes) > 1:
         raise ConfigError("several nodes need a link between them", file=file, path="inter_link")

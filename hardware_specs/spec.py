@@ -16,6 +16,11 @@ from dse.errors import ConfigError, UnsupportedOnDevice
 DeviceClass = Literal["datacenter_gpu", "desktop_gpu", "edge_gpu", "npu", "asic", "wafer", "cpu"]
 Support = Literal["native", "emulated", "unsupported"]
 LinkKind = Literal["scale_up", "scale_out", "host"]
+Availability = Literal["shipping", "announced", "discontinued", "internal", "incomplete"]
+Scope = Literal["device", "node", "remote"]
+TopologyKind = Literal[
+    "switch", "all_to_all", "ring", "mesh", "torus", "dragonfly", "tree", "point_to_point", "none"
+]
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,30 @@ class ComputePath:
 
 
 @dataclass(frozen=True)
+class OperandPair:
+    """What a device does with one pair of operand kinds, where that is not what each kind alone says.
+
+    Attributes:
+        weights, activations: operand kinds, e.g. "int4" and "int8".
+        support: as for ``ComputePath``; "emulated" pairs run as ``compute_as``.
+    """
+
+    weights: str
+    activations: str
+    support: Support
+    compute_as: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class MemoryTier:
-    """A memory, fast to slow in ``HardwareSpec.memory``. The main tier is where weights and KV live."""
+    """A memory, fast to slow in ``HardwareSpec.memory``. The main tier is where weights and KV live.
+
+    Attributes:
+        weights, kv: whether weights or KV cache may be placed here at all; caches hold neither.
+        scope: "device" for its own, "node" for memory shared by the devices of a machine, "remote".
+        via: the kind of link that it is reached over, None for its own interface.
+    """
 
     name: str
     kind: str
@@ -58,6 +85,26 @@ class MemoryTier:
     bandwidth_bytes_per_s: float | None
     energy_j_per_bit: float | None = None
     main: bool = False
+    weights: bool = False
+    kv: bool = False
+    scope: Scope = "device"
+    via: LinkKind | None = None
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How the devices of a link's domain are joined.
+
+    Attributes:
+        dims: sides of the largest torus or mesh, () where there are none.
+        n_neighbours: equal parts that ``Link.bandwidth_bytes_per_s`` adds up, one to each directly joined
+            device; None where unknown or where a switch gives all of it to any one.
+    """
+
+    kind: TopologyKind
+    dims: tuple[int, ...] = ()
+    n_neighbours: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +117,13 @@ class Link:
     latency_s: float
     energy_j_per_bit: float | None = None
     max_devices: int | None = None
+    topology: Topology | None = None
+
+    @property
+    def peer_bandwidth_bytes_per_s(self) -> float:
+        """What one pair of neighbours may use, per direction: its part of a mesh, ring or torus, else all."""
+        neighbours = None if self.topology is None else self.topology.n_neighbours
+        return self.bandwidth_bytes_per_s / (neighbours or 1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +161,16 @@ class Power:
     energy_j_per_flop: dict[str, float] = field(default_factory=dict, hash=False)
     main_memory_j_per_bit: float | None = None
     static_note: str = ""
+    typical_w: float | None = None
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What a vendor says of sparsity. It is never part of a rate here; ``speedup`` is the claimed factor."""
+
+    statement: str
+    source: str
+    speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +179,9 @@ class HardwareSpec:
 
     ``weight_only_bits`` are the widths of integer weights that kernels expand to the activation kind on the
     fly, next to native integer products; ``weight_only_reason`` says why other widths are absent.
+    ``missing`` maps what nobody published to the reason; a device whose availability is "incomplete" lacks so
+    much that whatever asks for a rate or its main memory is refused. ``exceptions`` maps the name of a sanity
+    rule to why this device rightly breaks it. ``flop_per_cycle`` is per core, known apart from the rates.
     """
 
     name: str
@@ -136,11 +203,40 @@ class HardwareSpec:
     year: int | None = None
     sources: tuple[Sourced, ...] = ()
     content_hash: str = ""
+    availability: Availability = "shipping"
+    missing: dict[str, str] = field(default_factory=dict, hash=False)
+    exceptions: dict[str, str] = field(default_factory=dict, hash=False)
+    pairs: tuple[OperandPair, ...] = ()
+    sparsity: Sparsity | None = None
+    flop_per_cycle: dict[str, float] = field(default_factory=dict, hash=False)
+    price_date: str = ""
 
     @cached_property
     def main_memory(self) -> MemoryTier:
-        """The tier that holds weights and KV cache."""
-        return next(tier for tier in self.memory if tier.main)
+        """The tier that holds weights and KV cache.
+
+        Raises:
+            UnsupportedOnDevice: the device has none, or its capacity was never published.
+        """
+        if self.known_main_memory is None:
+            reason = self.missing.get("memory", "no memory for weights is known")
+            raise UnsupportedOnDevice(self.name, "memory", known=[], reason=f"no main memory: {reason}")
+        return self.known_main_memory
+
+    @cached_property
+    def known_main_memory(self) -> MemoryTier | None:
+        """The tier that holds weights and KV cache, None where it is not known."""
+        return next((tier for tier in self.memory if tier.main), None)
+
+    @property
+    def incomplete_reason(self) -> str | None:
+        """Why nothing on this device can be timed, None if its file is complete enough."""
+        if self.availability != "incomplete":
+            return None
+        lacks = "; ".join(f"{what}: {why}" for what, why in self.missing.items())
+        return (
+            f"its spec is incomplete and cannot be timed ({lacks}); a copy of its file takes numbers of yours"
+        )
 
     def path(self, kind: str) -> ComputePath:
         """Return the compute path of a kind.
@@ -157,9 +253,11 @@ class HardwareSpec:
         """Return the dense rate at which a kind runs, following ``compute_as`` for emulated kinds.
 
         Raises:
-            UnsupportedOnDevice: no path, or the rate was never published.
+            UnsupportedOnDevice: no path, the rate was never published, or the whole spec is incomplete.
         """
         entry = self.path(kind)
+        if self.incomplete_reason is not None:
+            raise UnsupportedOnDevice(self.name, kind, known=[], reason=self.incomplete_reason)
         usable = [e.kind for e in self.compute if e.support != "unsupported"]
         if entry.support == "unsupported":
             raise UnsupportedOnDevice(
@@ -207,7 +305,8 @@ class ClusterNode:
     """One machine: devices of one type joined by a scale-up link (None for a single device).
 
     ``memory_limit_bytes`` is what the model may use of each device's main memory, beside the runtime reserve,
-    where other software holds the rest; None leaves it all.
+    where other software holds the rest; None leaves it all. ``host_memory`` are the machine's own memories
+    (DRAM, SSD), fast to slow, shared by its devices.
     """
 
     name: str
@@ -215,6 +314,7 @@ class ClusterNode:
     n_devices: int
     intra_link: Link | None = None
     memory_limit_bytes: float | None = None
+    host_memory: tuple[MemoryTier, ...] = ()
 
 
 @dataclass(frozen=True)
