@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from dse.partition.problem import Arrangement, Goal, PipelineProblem
 
@@ -97,6 +98,95 @@ def exhaustive(problem: PipelineProblem, goal: Goal) -> tuple[float, float] | No
                 found = (float(value[index]), float(penalty[ok][index]))
                 best = found if best is None else min(best, found)
     return best
+
+
+def by_mixed_integer_program(problem: PipelineProblem, goal: Goal) -> float | None:
+    """Return the optimum of the "round" formula by scipy's HiGHS over z[stage, layer, choice], or None.
+
+    One program per order and pair of micro-batches, in the textbook formulation; needs ``allow_empty`` False.
+    """
+    assert goal.formula == "round"
+    assert not problem.allow_empty
+    values = [
+        _lane_program(problem, goal, devices, p, d)
+        for devices in problem.orders
+        for p in range(len(problem.prefill_micro_batches))
+        for d in range(len(problem.decode_micro_batches))
+    ]
+    found = [value for value in values if value is not None]
+    return min(found) if found else None
+
+
+def _lane_program(
+    problem: PipelineProblem, goal: Goal, devices: tuple[int, ...], p: int, d: int
+) -> float | None:
+    n, (n_layers, n_choices) = len(devices), problem.memory_bytes.shape
+    n_z = n * n_layers * n_choices
+    index = np.arange(n_z).reshape(n, n_layers, n_choices)
+    k = math.ceil(problem.batch / problem.prefill_micro_batches[p])
+    m = math.ceil(problem.batch / problem.decode_micro_batches[d])
+    slow_p, slow_round = n_z, n_z + 1
+    rows: list[np.ndarray] = []
+    low: list[float] = []
+    high: list[float] = []
+
+    def row(least: float, most: float) -> np.ndarray:
+        rows.append(np.zeros(n_z + 2))
+        low.append(least)
+        high.append(most)
+        return rows[-1]
+
+    for layer in range(n_layers):
+        row(1, 1)[index[:, layer].ravel()] = 1
+    for s in range(n):
+        row(1, np.inf)[index[s].ravel()] = 1  # no empty stage
+        for layer in range(1, n_layers):  # a layer is no earlier in the pipeline than the one before it
+            monotone = row(0, np.inf)
+            monotone[index[: s + 1, layer - 1].ravel()] = 1
+            monotone[index[: s + 1, layer].ravel()] -= 1
+    hops = [
+        (problem.hop_prefill_s[p, a, b], problem.hop_decode_s[d, a, b])
+        for a, b in itertools.pairwise(devices)
+    ]
+    sum_hop_p, sum_hop_d = (sum(h[i] for h in hops) for i in (0, 1))
+    ends_p, ends_d = np.zeros((2, n))
+    for array, first, last, at in (
+        (ends_p, problem.first_prefill_s, problem.last_prefill_s, p),
+        (ends_d, problem.first_decode_s, problem.last_decode_s, d),
+    ):
+        array[0] += first[at, devices[0]]
+        array[-1] += last[at, devices[-1]]
+    objective = np.zeros(n_z + 2)
+    objective[slow_p], objective[slow_round] = k - 1, problem.output_tokens - 1
+    whole_round = row(-np.inf, -(ends_d.sum() + sum_hop_d))
+    whole_round[slow_round] = -1
+    for s, device in enumerate(devices):
+        times_p, times_d = problem.prefill_s[p, device].ravel(), problem.decode_s[d, device].ravel()
+        objective[index[s].ravel()] = times_p + goal.theta_s * problem.penalty.ravel()
+        whole_round[index[s].ravel()] = times_d
+        stage_p, stage_d = row(-np.inf, -ends_p[s]), row(-np.inf, -m * ends_d[s])
+        stage_p[index[s].ravel()], stage_p[slow_p] = times_p, -1
+        stage_d[index[s].ravel()], stage_d[slow_round] = m * times_d, -1
+        room = (
+            problem.capacity_bytes[device]
+            - problem.first_bytes * (s == 0)
+            - problem.last_bytes * (s == n - 1)
+        )
+        row(-np.inf, room + problem.tied_bytes * (n == 1))[index[s].ravel()] = problem.memory_bytes.ravel()
+    if goal.max_penalty is not None:
+        row(-np.inf, goal.max_penalty)[:n_z] = np.tile(problem.penalty.ravel(), n)
+    upper = np.concatenate([problem.allowed[list(devices)].ravel().astype(float), [np.inf, np.inf]])
+    least = np.zeros(n_z + 2)
+    least[slow_p] = max((h[0] for h in hops), default=0.0)
+    least[slow_round] = m * max((h[1] for h in hops), default=0.0)
+    result = milp(
+        objective,
+        constraints=LinearConstraint(np.array(rows), low, high),
+        integrality=np.concatenate([np.ones(n_z), [0, 0]]),
+        bounds=Bounds(least, upper),
+        options={"mip_rel_gap": 0.0},
+    )
+    return None if result.x is None else float(result.fun + ends_p.sum() + sum_hop_p)
 
 
 def _sequences(problem: PipelineProblem) -> list[tuple[int, ...]]:

@@ -65,7 +65,7 @@ class Incumbent:
 
 @dataclass
 class _Block:
-    """Cuts of a lane with their bounds so far: ``n_seen`` multipliers are in them, ``source`` is the best one."""
+    """Cuts of a lane with their bounds so far: ``n_seen`` multipliers are in them, ``source`` is the best."""
 
     lane: int
     cuts: NDArray[np.int64]

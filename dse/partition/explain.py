@@ -12,6 +12,7 @@ from dse.partition.relax import Relaxed
 
 GIB = 2.0**30
 MAX_CUTS = 200_000
+PRICE_FRAC = 1e-6  # prices below this share of the value are not worth a word
 
 
 def binding_sentence(problem: PipelineProblem, goal: Goal, best: Incumbent, relaxed: Relaxed | None) -> str:
@@ -24,31 +25,24 @@ def binding_sentence(problem: PipelineProblem, goal: Goal, best: Incumbent, rela
     stage = np.repeat(np.arange(lane.n), np.diff(best.cut))
     parts: list[str] = []
     for phase, times, offset in (("prefill", lane.prefill_s, 0), ("decode", lane.decode_s, lane.n)):
-        totals = np.bincount(stage, times[stage, layers, best.choices], minlength=lane.n)
-        totals += lane.fixed[offset : offset + lane.n]
+        totals = lane.fixed[offset : offset + lane.n] + np.bincount(
+            stage, times[stage, layers, best.choices], minlength=lane.n
+        )
         slowest = int(np.argmax(totals))
         parts.append(f"{phase} of {names[slowest]} ({totals[slowest]:.4g} s per micro-batch)")
     memory = np.bincount(stage, lane.memory[layers, best.choices], minlength=lane.n)
     prices: list[tuple[float, str]] = []
     if relaxed is not None:
         for s in range(lane.n):
-            price = relaxed.multipliers.memory[s]
-            if price * lane.room[s] > 1e-6 * abs(best.value):
-                prices.append(
-                    (
-                        price * lane.room[s],
-                        f"memory of {names[s]} (about {price * GIB:.3g} s less per GiB more, "
-                        f"{(lane.room[s] - memory[s]) / GIB:.3f} GiB free)",
-                    )
-                )
-        price = relaxed.multipliers.penalty
-        if goal.max_penalty is not None and price * abs(goal.max_penalty) > 1e-9 * abs(best.value):
-            prices.append(
-                (
-                    price * abs(goal.max_penalty),
-                    f"penalty bound {goal.max_penalty:.4g} (about {price:.3g} s less per unit more)",
-                )
-            )
+            price = float(relaxed.multipliers.memory[s])
+            free = (lane.room[s] - memory[s]) / GIB
+            text = f"memory of {names[s]} (about {price * GIB:.3g} s less per GiB more, {free:.3f} GiB free)"
+            prices.append((price * lane.room[s], text))
+        if goal.max_penalty is not None:
+            price = relaxed.multipliers.penalty
+            text = f"penalty bound {goal.max_penalty:.4g} (about {price:.3g} s less per unit more)"
+            prices.append((price * abs(goal.max_penalty), text))
+    prices = [entry for entry in prices if entry[0] > PRICE_FRAC * abs(best.value)]
     ranked = [text for _, text in sorted(prices, key=lambda pair: -pair[0])]
     slow = f"slowest: {parts[0]}, {parts[1]}"
     return f"{'; '.join(ranked)}; {slow}" if ranked else slow
@@ -87,8 +81,8 @@ def missing_sentence(problem: PipelineProblem, goal: Goal) -> str:
 def missing_bytes(problem: PipelineProblem) -> tuple[float, list[str]] | None:
     """Return the smallest sum of missing bytes over all sequences and cuts, and the devices that lack them.
 
-    None where no cut avoids layers that its device cannot run. With more cuts than ``MAX_CUTS`` a coarser
-    grid of boundaries is searched, so that the sum is then an upper bound.
+    None where no cut avoids layers that its device cannot run. Of sequences with more than ``MAX_CUTS`` cuts
+    only so many are looked at, so that the sum is then an upper bound.
     """
     best: tuple[float, list[str]] | None = None
     factory = LaneFactory(problem, Goal(), quality_only=True)

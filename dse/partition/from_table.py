@@ -42,7 +42,8 @@ class TableProblem:
         cluster: its name.
         n_thinned: combinations left out beyond exact dominance because a layer had too many; with 0 the
             planner's proofs hold for all assignments, otherwise for those among the remaining combinations.
-        all_orders: whether every device order is a candidate; else only those that keep like devices together.
+        all_orders: whether every device order is a candidate; else only those that keep like devices
+            together.
     """
 
     problem: PipelineProblem
@@ -154,14 +155,19 @@ def problem_from_table(
 def candidate_orders(cluster: Cluster) -> tuple[tuple[tuple[int, ...], ...], bool]:
     """Return device orders, one of each kind of equivalent ones, and whether they are all.
 
-    Two orders are equivalent if they put equal devices in the same places and change nodes at the same places.
-    Beyond 8 devices, or ``MAX_ORDERS`` kinds, only orders that keep equal devices of a node together are made.
+    Two orders are equivalent if they put equal devices in the same places and change nodes at the same ones.
+    Beyond 8 devices, or ``MAX_ORDERS`` kinds, only orders that keep the devices of a node together are made.
     """
     node_of = {node.name: node for node in cluster.nodes}
     names = [name for name, _ in cluster.devices]
     nodes = [name.partition("/")[0] for name in names]
     kinds = [
-        (node_of[node].device, node_of[node].n_devices, node_of[node].intra_link, cluster.capacity_bytes(name))
+        (
+            node_of[node].device,
+            node_of[node].n_devices,
+            node_of[node].intra_link,
+            cluster.capacity_bytes(name),
+        )
         for node, name in zip(nodes, names, strict=True)
     ]
 
@@ -189,9 +195,10 @@ def candidate_orders(cluster: Cluster) -> tuple[tuple[tuple[int, ...], ...], boo
 
 @dataclass(frozen=True)
 class _UnitCosts:
-    """Costs of units, columns (C) being all times of all device types (infinite: unsupported), then memory, penalty.
+    """Costs of units; columns (C): all times of all device types (infinite: unsupported), memory, penalty.
 
-    ``values``: (U, Q, C); ``n_times`` of the columns are times: prefill (P, D types), then decode (D sizes, types).
+    ``values``: (U, Q, C); ``n_times`` of the columns are times: prefill (P, D types), then decode (D sizes,
+    types).
     """
 
     values: Array
@@ -208,15 +215,15 @@ class _UnitCosts:
                 m = table.micro_batch_index(size)
                 seconds = table.unit_time_s[phase, m]  # (D, U, Q)
                 times.append(np.where(table.supported[:, None, :], seconds, np.inf))
-        kv = kv_cache_bytes(workload.batch, workload.total_context, table.unit_kv_bytes_per_token)
-        memory = table.unit_weight_bytes + kv
+        one = kv_cache_bytes(workload.batch, workload.total_context, 1.0)
+        memory = table.unit_weight_bytes + one * table.unit_kv_bytes_per_token
         columns = np.concatenate([np.stack(times).reshape(-1, *memory.shape), memory[None], penalty[None]])
         return _UnitCosts(np.moveaxis(columns, 0, 2), len(columns) - 2)
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """Choices of one layer: ``picks`` (K, units) precision indices, ``costs`` (K, C) sums of the units' columns."""
+    """Choices of one layer: ``picks`` (K, units) precision indices, ``costs`` (K, C) sums over the units."""
 
     picks: NDArray[np.int64]
     costs: Array
@@ -265,7 +272,7 @@ def _fold(
 
 
 def _undominated(sums: Array) -> NDArray[np.int64]:
-    """Return indices of rows (N, C) that no other row beats or equals in every column (of equal rows the first)."""
+    """Return indices of rows (N, C) that no other beats or equals in every column (of equals the first)."""
     alive = np.lexsort(sums.T[::-1])
     kept: list[int] = []
     while len(alive):
@@ -276,7 +283,7 @@ def _undominated(sums: Array) -> NDArray[np.int64]:
 
 
 def _spread(sums: Array, picks: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Choose n rows that win for the most directions of weights; uniform rows and column minima always stay."""
+    """Choose n rows that win in most directions of weights; uniform rows and column minima stay first."""
     finite = np.where(np.isfinite(sums), sums, np.nan)
     low, high = np.nanmin(finite, axis=0), np.nanmax(finite, axis=0)
     scaled = np.where(np.isfinite(sums), (sums - low) / np.where(high > low, high - low, 1.0), 2.0)
@@ -329,7 +336,8 @@ def _problem(
         decode_s=times[n_p:][:, types],
         allowed=allowed[types],
         memory_bytes=memory,
-        capacity_bytes=np.array([cluster.capacity_bytes(name) for name in names]) - table.reserve_bytes[types],
+        capacity_bytes=np.array([cluster.capacity_bytes(name) for name in names])
+        - table.reserve_bytes[types],
         first_bytes=table.first_bytes,
         last_bytes=table.last_bytes,
         tied_bytes=table.tied_bytes,
@@ -397,7 +405,8 @@ def _penalties(table: CostTable, sensitivity: SensitivityTable) -> Array:
     missing += [precision.name for precision in table.precisions if precision not in column]
     if missing:
         raise ConfigError(
-            f"the sensitivity table lacks {', '.join(missing[:5])} ({len(missing)} in all)", path="sensitivity"
+            f"the sensitivity table lacks {', '.join(missing[:5])} ({len(missing)} in all)",
+            path="sensitivity",
         )
     rows = [row[unit.name] for unit in table.units]
     columns = [column[precision] for precision in table.precisions]

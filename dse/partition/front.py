@@ -12,6 +12,8 @@ from dse.partition.objective import objective_s, violations
 from dse.partition.problem import Arrangement, Formula, Goal, PipelineProblem, Solution
 from dse.partition.solve import Planner, least_penalty
 
+FLOOR_FRAC = 1e-4  # penalties below this share of the largest one are not told apart
+
 
 @dataclass(frozen=True)
 class _Corner:
@@ -32,11 +34,10 @@ def latency_quality_front(
 ) -> list[Solution]:
     """Return solutions that no other one beats in both seconds and penalty, fastest last.
 
-    The extremes come first: the least penalty that fits (with the fastest plan that reaches it) and the fastest
-    plan without a bound. Then the penalty bound goes where the front is known least: into the largest
-    rectangle between two neighbours, at the geometric mean of their penalties (the mean where one is 0).
-    Every solution is optimal for its own bound up to its ``gap_frac``, so that between two neighbours nothing
-    lies below the steps.
+    The extremes come first: the least penalty that fits (with the fastest plan that reaches it) and the
+    fastest plan without a bound. Then the penalty bound goes where the front is known least: into the largest
+    rectangle between two neighbours (seconds times the logarithm of the penalty), at the geometric mean of
+    their penalties. Every solution is optimal for its own bound up to its ``gap_frac``.
 
     Args:
         problem: the arrays.
@@ -79,14 +80,13 @@ def latency_quality_front(
             corners.insert(0, _Corner(bound, slowest))
     report(2)
     for done in range(2, n_points):
-        gap = _widest(corners)
-        if gap is None:
+        target = _next_bound(corners)
+        if target is None:
             break
-        below, above = corners[gap], corners[gap + 1]
-        bound = _between(below.max_penalty, _penalty(above))
+        position, bound = target
         starts = [c.solution.arrangement for c in corners if c.solution.arrangement is not None]
         solution = planner.solve(bound, starts, limits(n_points - done))
-        corners.insert(gap + 1, _Corner(bound, solution))
+        corners.insert(position, _Corner(bound, solution))
         report(done + 1)
     return _non_dominated([corner.solution for corner in corners])
 
@@ -108,28 +108,24 @@ def _penalty(corner: _Corner) -> float:
     return corner.max_penalty if corner.solution.penalty is None else corner.solution.penalty
 
 
-def _between(low: float, high: float) -> float:
-    return math.sqrt(low * high) if low > 0 and high / low > 2 else (low + high) / 2
+def _next_bound(corners: list[_Corner]) -> tuple[int, float] | None:
+    """Return where to solve next: the position of the new corner and its bound; None if all is known.
 
-
-def _widest(corners: list[_Corner]) -> int | None:
-    """Return the index of the neighbours with the largest unknown rectangle in (log penalty, seconds).
-
-    A bound just below a solved point needs no second solve: the rectangle of point i starts at the penalty
-    bound that it was solved for.
+    The rectangle of two neighbours starts at the bound that the lower one was solved for: below it nothing
+    faster exists. Widths are logarithmic down to ``FLOOR_FRAC`` of the largest penalty.
     """
-    best, widest = None, 0.0
-    values = [c.solution.value or 0.0 for c in corners]
+    floor = FLOOR_FRAC * max(_penalty(corner) for corner in corners)
+    values = [corner.solution.value or 0.0 for corner in corners]
+    best, found = 0.0, None
     for i in range(len(corners) - 1):
         low, high = corners[i].max_penalty, _penalty(corners[i + 1])
         height = values[i] - values[i + 1]
-        if high <= low * (1 + 1e-9) or height <= 1e-9 * abs(values[i]):
+        if high <= max(low, floor) * (1 + 1e-9) or height <= 1e-9 * abs(values[i]):
             continue
-        width = math.log2(high / low) if low > 0 else 30.0
-        area = min(width, 30.0) * height / abs(values[i])
-        if area > widest:
-            best, widest = i, area
-    return best
+        area = math.log2(high / max(low, floor)) * height
+        if area > best:
+            best, found = area, (i + 1, math.sqrt(high * max(low, floor)))
+    return found
 
 
 def _non_dominated(solutions: list[Solution]) -> list[Solution]:

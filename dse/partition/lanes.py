@@ -1,7 +1,7 @@
 """Lanes: one device sequence with one pair of micro-batches, in the form that bounds and searches share.
 
-In a lane the objective is ``F(P_1..P_n, D_1..D_n) + theta * penalty`` with P and D the stage times and F a sum
-of weighted maxima of linear forms, for both formulas; so one bound and one search serve both.
+In a lane the objective is ``F(P_1..P_n, D_1..D_n) + theta * penalty`` with P and D the stage times and F a
+sum of weighted maxima of linear forms, for every formula; so one bound and one search serve them all.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def round_terms(
 ) -> Terms:
     """Return F of the corrected round: see ``cost_models.pipeline``.
 
-    With ``drain`` the last round ends when its last micro-batch leaves the last stage: it takes the sum of the
-    stations plus (m - 1) times the slowest, as any flow shop of equal jobs.
+    With ``drain`` the last round ends when its last micro-batch leaves the last stage: it takes the sum of
+    the stations plus (m - 1) times the slowest, as any flow shop of equal jobs.
     """
     eye, zero, none = np.eye(n), np.zeros((n, n)), np.zeros((1, 2 * n))
     longest_p, longest_d = (float(hops.max()) if len(hops) else 0.0 for hops in (hops_p, hops_d))
@@ -276,7 +276,7 @@ class LaneFactory:
 
 
 def undominated(costs: Array, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return (L, K): allowed choices that no allowed choice of the layer beats or equals in all (C, L, K) costs.
+    """Return (L, K): allowed choices that no allowed one of the layer beats or equals in all (C, L, K) costs.
 
     Of equal choices the first stays.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,7 +21,8 @@ class StageUse:
     Attributes:
         devices: (S) device indices.
         prefill_s, decode_s: (S) time of one micro-batch, embedding and head included.
-        memory_bytes: (S) weights, KV cache, and the activations where the problem states them; hop_prefill_s, hop_decode_s: (S - 1) transfers to the next stage.
+        memory_bytes: (S) weights, KV cache, and the activations where the problem states them.
+        hop_prefill_s, hop_decode_s: (S - 1) transfers to the next stage.
     """
 
     devices: tuple[int, ...]
@@ -54,7 +56,7 @@ def stage_use(problem: PipelineProblem, arrangement: Arrangement) -> StageUse:
         memory[0] -= problem.tied_bytes
     if problem.activation_bytes is not None:
         memory += problem.activation_bytes[p, d]
-    pairs = list(zip(devices[:-1], devices[1:], strict=True))
+    pairs = list(pairwise(devices))
     return StageUse(
         devices,
         prefill,
@@ -92,9 +94,10 @@ def penalty_of(problem: PipelineProblem, arrangement: Arrangement) -> float:
 def objective_s(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -> float:
     """Return the seconds of the batch job plus ``theta_s`` times the penalty.
 
-    "round": ``cost_models.pipeline``. "makespan": the last of the n - 1 rounds takes the sum of the stations plus
-    (m - 1) times the slowest instead, which is when the last micro-batch leaves the last stage. "llmpq" (arXiv 2403.01136): sum_j Tp_j + (ceil(B/eta)-1) max Tp +
-    sum_j Td_j + (ceil(B/xi)-1)(n-1) max Td, each T_j at least its transfer.
+    "round": ``cost_models.pipeline``. "makespan": the last of the n - 1 rounds takes the sum of the stations
+    plus (m - 1) times the slowest instead, which is when the last micro-batch leaves the last stage. "llmpq"
+    (arXiv 2403.01136): sum_j Tp_j + (ceil(B/eta)-1) max Tp + sum_j Td_j + (ceil(B/xi)-1)(n-1) max Td, each
+    T_j at least its transfer.
     """
     use = stage_use(problem, arrangement)
     n_prefill = math.ceil(problem.batch / arrangement.prefill_micro_batch)

@@ -38,8 +38,8 @@ class PipelineProblem:
         penalty: (L, K) quality loss, additive.
         energy_j: (N, L, K) dynamic energy of the whole job, or None.
         batch, output_tokens: the job.
-        activation_bytes: (P, D) live activations of every stage, which grow with the micro-batches and come off
-            ``capacity_bytes``; None where the capacity already excludes them.
+        activation_bytes: (P, D) live activations of every stage, which grow with the micro-batches and come
+            off ``capacity_bytes``; None where the capacity already excludes them.
     """
 
     devices: tuple[str, ...]

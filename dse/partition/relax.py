@@ -7,6 +7,7 @@ multipliers made feasible first, so that no tolerance of the LP solver enters a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ def layer_costs(lane: Lane, multipliers: Multipliers) -> Array:
 def prefixes_and_constants(
     lane: Lane, multipliers: list[Multipliers], max_penalty: float | None
 ) -> tuple[Array, Array]:
-    """Return (T, n, L + 1) prefix sums of the cheapest choice of every layer on every stage, and (T) constants.
+    """Return (T, n, L + 1) prefix sums of every layer's cheapest choice on every stage, and (T) constants.
 
     A layer without a usable choice adds 0, which keeps the bound valid; ``Lane.fits`` rules its cuts out.
     """
@@ -121,7 +122,7 @@ def uniform_multipliers(lane: Lane) -> Multipliers:
 def relax_cut(
     lane: Lane, cut: NDArray[np.int64], usable: NDArray[np.bool_], max_penalty: float | None
 ) -> Relaxed | None:
-    """Solve the relaxation of a cut; ``usable`` (L, K) are the choices still open. None if it is infeasible."""
+    """Solve the relaxation of a cut over the ``usable`` (L, K) choices. None if it is infeasible."""
     stage = stage_of_layers(cut)
     layer, choice = np.nonzero(usable)
     at = stage[layer]
@@ -203,13 +204,15 @@ def _solve_lp(
     """Solve min objective, one choice per layer, coupling @ x <= upper; return x and the coupling duals."""
     from ortools.linear_solver.python import model_builder_helper
 
+    helper: Any = model_builder_helper
+
     n_cols = coupling.shape[1]
     one_each = sparse.csr_matrix(
         (np.ones(n_choices), (layer, np.arange(n_choices))), shape=(n_layers, n_cols)
     )
     matrix = sparse.vstack([one_each, sparse.csr_matrix(coupling)]).tocsr()
     factor = float(np.abs(objective).max()) or 1.0
-    model = model_builder_helper.ModelBuilderHelper()
+    model = helper.ModelBuilderHelper()
     lower_bounds = np.zeros(n_cols)
     lower_bounds[n_choices:] = -np.inf
     model.fill_model_from_sparse_data(
@@ -220,9 +223,9 @@ def _solve_lp(
         np.concatenate([np.ones(n_layers), upper]),
         matrix,
     )
-    solver = model_builder_helper.ModelSolverHelper("glop")
+    solver = helper.ModelSolverHelper("glop")
     solver.solve(model)
-    if solver.status() == model_builder_helper.SolveStatus.INFEASIBLE:
+    if solver.status() == helper.SolveStatus.INFEASIBLE:
         return None
     if not solver.has_solution():
         raise RuntimeError(f"the linear relaxation ended with status {solver.status()}")

@@ -1,4 +1,4 @@
-"""Good assignments from a relaxation: enumerate its fractional layers, then improve one or two layers at a time."""
+"""Good assignments from a relaxation: enumerate its fractional layers, then improve layer by layer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def round_relaxed(
 ) -> Found | None:
     """Return a feasible assignment near the relaxation, or None where none was met."""
     evaluator = CutEvaluator(lane, cut, max_penalty)
-    choices = _combinations(evaluator, relaxed, lane.n_layers)
+    choices = _combinations(relaxed, lane.n_layers)
     violation, value = evaluator.score(evaluator.totals(choices))
     best = choices[int(np.lexsort((value, violation))[0])]
     best = _improve(evaluator, best, usable)
@@ -69,7 +69,7 @@ def round_relaxed(
     return Found(best, float(value), float(totals[-1]))
 
 
-def _combinations(evaluator: CutEvaluator, relaxed: Relaxed, n_layers: int) -> NDArray[np.int64]:
+def _combinations(relaxed: Relaxed, n_layers: int) -> NDArray[np.int64]:
     """Return (M, L): the relaxation's choices, with all combinations of the most fractional layers."""
     options: list[NDArray[np.int64]] = []
     for layer in range(n_layers):

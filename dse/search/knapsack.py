@@ -138,8 +138,9 @@ def allocation_front(
         allowed: (U, K) choices that exist; None for all.
         max_size: leave out larger allocations.
         max_labels: None for the exact front. Otherwise labels beyond this number are thinned on a grid of the
-            penalty, of each cell the smallest stays: then for every allocation there is one in the result that
-            is no larger and whose penalty is at most ``penalty - bound`` above, the same error for all points.
+            penalty, of each cell the smallest stays: then for every allocation there is one in the result
+            that is no larger and whose penalty is at most ``penalty - bound`` above, the same error for all
+            points.
     """
     began = time.monotonic()
     penalty, size, allowed = _checked(penalty, size, allowed)
@@ -203,7 +204,7 @@ def _infeasible(missing: float, time_s: float) -> Allocation:
 def _cheapest(
     penalty: Array, size: Array, allowed: NDArray[np.bool_], price: float
 ) -> tuple[NDArray[np.int64], Array]:
-    """Return (U) choices of least ``penalty + price * size`` (of equal ones the smallest), and the costs (U, K)."""
+    """Return (U) choices of least ``penalty + price * size``, of equals the smallest; and costs (U, K)."""
     costs = np.where(allowed, penalty + price * size, np.inf)
     least = costs.min(axis=1, keepdims=True)
     ties = costs <= least + REL_TOL * np.abs(least)

@@ -82,7 +82,7 @@ def _non_dominated_2d(values: Array) -> NDArray[np.bool_]:
 
 
 def _non_dominated_general(values: Array) -> NDArray[np.bool_]:
-    """Sort so that no point is dominated by a later one, then let each survivor strike out what it dominates."""
+    """Sort so that no later point dominates an earlier one; each survivor strikes out what it dominates."""
     order = np.lexsort(values.T[::-1])
     alive = order
     mask = np.zeros(len(values), dtype=bool)

@@ -23,7 +23,7 @@ CORRECTED = "makespan"  # the files' corrected objective drains the last decode 
 
 
 def rounding_s(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -> float:
-    """Largest effect of the tables' rounding: the objective is sublinear, so it is that of the errors alone."""
+    """Largest effect of the tables' rounding: the objective is sublinear, so it is that of the errors."""
     errors = replace(
         problem,
         prefill_s=np.full_like(problem.prefill_s, TABLE_S),

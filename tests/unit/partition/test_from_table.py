@@ -89,7 +89,7 @@ def test_planned_seconds_and_memory_are_the_plans(
 
 
 def test_no_plan_at_all_is_better(folded: TableProblem, table: CostTable, cluster: Cluster) -> None:
-    """Random plans of all kinds, priced without the planner, never beat the planner under their own penalty."""
+    """Random plans of all kinds, priced without the planner, never beat it under their own penalty."""
     rng = np.random.default_rng(3)
     names = [unit.name for unit in table.units]
     table_penalty = sensitivity_of(table)

@@ -13,7 +13,7 @@ import pytest
 from dse.partition.objective import objective_s, penalty_of, violations
 from dse.partition.problem import Formula, Goal, PipelineProblem
 from dse.partition.solve import least_penalty, solve
-from tests.pipeline_problems import exhaustive, random_problem
+from tests.pipeline_problems import by_mixed_integer_program, exhaustive, random_problem
 
 FORMULAS: tuple[Formula, ...] = ("round", "makespan", "llmpq")
 
@@ -87,3 +87,22 @@ def test_least_penalty(seed: int) -> None:
     assert (solution.value is None) == (huge is None)
     if huge is not None:
         assert solution.value == pytest.approx(huge[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mid_size_equals_mixed_integer_program(seed: int) -> None:
+    """10 layers, 3 devices, 5 choices. Oracle: the textbook program in scipy's HiGHS."""
+    problem = random_problem(seed, n_layers=10, n_devices=3, n_choices=5, sizes=(2,))
+    problem = replace(
+        problem,
+        allow_empty=False,
+        capacity_bytes=np.full(3, 55.0 + 4 * seed),
+        orders=problem.orders[:2],
+    )
+    for goal in (Goal(), Goal(theta_s=3.0), Goal(max_penalty=55.0)):
+        expected = by_mixed_integer_program(problem, goal)
+        solution = solve(problem, goal)
+        assert (solution.value is None) == (expected is None)
+        if expected is not None:
+            assert solution.value == pytest.approx(expected, rel=1e-7)
+            assert solution.status == "optimal"

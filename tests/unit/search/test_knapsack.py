@@ -112,7 +112,7 @@ def test_never_worse_than_uniform_of_the_same_size() -> None:
 
 
 def test_thinned_front_keeps_its_stated_error() -> None:
-    """Every point of the exact front has a thinned one that is no larger and not worse than the stated error."""
+    """Every exact point has a thinned one that is no larger, and worse by the stated error at most."""
     penalty, size = random_instance(2, 14, 4, integer=False)
     exact = allocation_front(penalty, size)
     thin = allocation_front(penalty, size, max_labels=60)

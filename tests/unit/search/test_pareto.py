@@ -1,7 +1,7 @@
 """Fronts and hypervolumes.
 
-Oracles: the definition of dominance in O(n^2), closed forms, inclusion-exclusion over all subsets, Monte Carlo,
-and optuna's own hypervolume.
+Oracles: the definition of dominance in O(n^2), closed forms, inclusion-exclusion over all subsets, Monte
+Carlo, and optuna's own hypervolume.
 """
 
 from __future__ import annotations

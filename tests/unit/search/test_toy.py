@@ -1,6 +1,7 @@
 """A separable toy with a known front: how far a black-box search of a few hundred trials stays from it.
 
-28 variables with 2, 3, 4 or 8 bits, mean bits against a loss that halves with every bit; sizes and losses of the
+28 variables with 2, 3, 4 or 8 bits, mean bits against a loss that halves with every bit; sizes and losses of
+the
 variables are seeded draws. The exact front is the oracle; the order of the methods is what must not change.
 """
 
@@ -21,7 +22,7 @@ N_UNITS, N_TRIALS = 28, 150
 
 
 def toy(n_units: int = N_UNITS) -> tuple[np.ndarray, np.ndarray]:
-    """Return penalty and size (U, 4); the loss is 6 and the mean is 2 bits where every variable has 2 bits."""
+    """Return penalty and size (U, 4); with 2 bits everywhere the loss is 6 and the mean is 2 bits."""
     rng = np.random.default_rng(0)
     share = rng.uniform(0.5, 1.5, n_units)
     weight = rng.lognormal(0.0, 1.0, n_units)

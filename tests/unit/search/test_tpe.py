@@ -75,7 +75,7 @@ def test_resumed_equals_uninterrupted(whole: SearchOutcome, tmp_path: Path, stop
 
 
 def test_killed_anywhere_equals_uninterrupted(whole: SearchOutcome, tmp_path: Path) -> None:
-    """A process kills itself inside the objective, again and again; no finished trial is lost or run twice."""
+    """A process kills itself inside the objective three times; no finished trial is lost or run twice."""
     log = tmp_path / "evaluated.txt"
     program = (
         "import os, signal, sys; from pathlib import Path\n"
