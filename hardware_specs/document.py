@@ -86,6 +86,25 @@ class TopologyDocument(Closed):
     note: str = ""
 
 
+class IntervalDocument(Closed):
+    """Ratios of measured to predicted time: a tenth is below ``low``, a tenth above ``high``."""
+
+    low: Any
+    high: Any
+
+
+class CollectiveDocument(Closed):
+    """All-reduce of one library over a link, all of one fit."""
+
+    start: Quantity
+    hop: Quantity
+    efficiency: Any
+    half: Quantity
+    source: str
+    provenance: Literal["calibrated", "analytic"] = "calibrated"
+    interval: IntervalDocument | None = None
+
+
 class TierDocument(Closed):
     """One memory; ``weights`` and ``kv`` say what may be placed there (the main tier holds both)."""
 
@@ -112,6 +131,7 @@ class LinkDocument(Closed):
     energy: Leaf | None = None
     max_devices: Leaf | None = None
     topology: TopologyDocument | None = None
+    collectives: dict[str, CollectiveDocument] = Field(default_factory=dict)
 
 
 class PowerDocument(Closed):
@@ -125,6 +145,37 @@ class PowerDocument(Closed):
     per_flop: dict[str, Leaf] = Field(default_factory=dict)
 
 
+class TilingDocument(Closed):
+    """Tiles of a matrix kernel."""
+
+    wave: Any
+    small_loss: Any
+    split_loss: Any
+
+
+class DepthDocument(Closed):
+    """Latency along the contraction axis."""
+
+    time: Quantity
+    exponent: Any
+
+
+class SmallBatchDocument(Closed):
+    """The kernel for few rows."""
+
+    flop_efficiency: Any
+    byte_efficiency: Any
+    floor: Quantity
+
+
+class QueryTilesDocument(Closed):
+    """Query tiles of prefill attention."""
+
+    rows: int = Field(ge=1, strict=True)
+    least_rows: int = Field(ge=1, strict=True)
+    longest: Any
+
+
 class KernelDocument(Closed):
     """Constants of one kernel profile, all of one fit."""
 
@@ -136,6 +187,16 @@ class KernelDocument(Closed):
     provenance: Literal["calibrated", "analytic"] = "calibrated"
     context_log: Quantity | None = None
     wave: Quantity | None = None
+    wave_share: Any = None
+    activation_efficiency: Any = None
+    tiling: TilingDocument | None = None
+    depth: DepthDocument | None = None
+    quantize_efficiency: Any = None
+    small_batch: SmallBatchDocument | None = None
+    dense_fallback: bool = Field(default=False, strict=True)
+    exp_efficiency: Any = None
+    query_tiles: QueryTilesDocument | None = None
+    interval: IntervalDocument | None = None
 
 
 class DeviceDocument(Closed):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from dse.documents import as_file, packaged_names, read_file, read_packaged
+from hardware_specs.overlay import extended
 from hardware_specs.schema import parse_cluster, parse_device, parse_runtime
 from hardware_specs.spec import Cluster, HardwareSpec, RuntimeProfile
 
@@ -39,7 +40,19 @@ def load_device(name_or_path: str | Path) -> HardwareSpec:
             schema, each in one line.
     """
     path = as_file(name_or_path)
-    return _packaged_device(str(name_or_path)) if path is None else parse_device(read_file(path), str(path))
+    return _packaged_device(str(name_or_path)) if path is None else parse_device(_content(path), str(path))
+
+
+def _content(path: Path) -> object:
+    """Return what a user's device file holds, with the device that it extends filled in."""
+
+    def base(reference: str) -> object:
+        found = as_file(reference)
+        if found is None:
+            return read_packaged(PACKAGE, "devices", "device", reference)[0]
+        return _content(path.parent / found)
+
+    return extended(read_file(path), str(path), base)
 
 
 def load_cluster(name_or_path: str | Path) -> Cluster:

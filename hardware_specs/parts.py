@@ -8,24 +8,21 @@ from dataclasses import replace
 
 from dse.errors import ConfigError
 from hardware_specs import families
+from hardware_specs.calibrated import collective_of
 from hardware_specs.document import (
     ArithmeticDocument,
     DeviceDocument,
-    KernelDocument,
     LinkDocument,
     PairDocument,
     PathDocument,
     PowerDocument,
-    Quantity,
     SparsityDocument,
     TierDocument,
     TopologyDocument,
 )
 from hardware_specs.reader import Reader
 from hardware_specs.spec import (
-    KERNEL_NAMES,
     ComputePath,
-    KernelProfile,
     Link,
     MemoryTier,
     OperandPair,
@@ -43,9 +40,6 @@ COMPUTE_KINDS = (
 
 VENDOR_KINDS = ("mxint8", "mxint4")
 """Kinds that few devices have; a file without them has no path for them."""
-
-MAX_EFFICIENCY = 2.0
-"""Fitted efficiencies above 1 exist (operands in a cache); one above this bound is a slip."""
 
 
 def compute_paths(paths: Mapping[str, PathDocument], read: Reader) -> tuple[ComputePath, ...]:
@@ -196,6 +190,7 @@ def link_of(link: LinkDocument, path: str, read: Reader) -> Link:
         read.maybe(link.energy, f"{path}.energy", "joule_per_bit", zero=True),
         max_devices,
         None if link.topology is None else _topology(link.topology, max_devices, f"{path}.topology", read),
+        tuple(collective_of(name, entry, path, read) for name, entry in link.collectives.items()),
     )
 
 
@@ -285,34 +280,3 @@ def with_family_energy(
         source = families.MEMORY_FACTOR_SOURCE if off_chip else "derived: energy of the on-chip memory tier"
         read.derived("power.main_memory", per_bit * 1e12, "pJ/bit", source)
     return replace(power, energy_j_per_flop=stated, main_memory_j_per_bit=per_bit)
-
-
-def kernel_of(name: str, entry: KernelDocument, read: Reader) -> KernelProfile:
-    """Return one kernel profile of a file; its numbers share one source."""
-    read.known_key(name, "kernels", KERNEL_NAMES)
-    path = f"kernels.{name}"
-
-    def number(value: object, key: str, upper: float) -> float:
-        found = parse_number(value, file=read.file, path=f"{path}.{key}")
-        if not 0 < found <= upper:
-            raise ConfigError(
-                f"must be above 0 and at most {upper:g}, but is {found:g}",
-                file=read.file,
-                path=f"{path}.{key}",
-            )
-        return found
-
-    def seconds(quantity: Quantity | None, key: str) -> float | None:
-        return None if quantity is None else read.seconds(quantity, f"{path}.{key}")
-
-    return KernelProfile(
-        name=name,
-        flop_eff_frac=number(entry.flop_efficiency, "flop_efficiency", MAX_EFFICIENCY),
-        byte_eff_frac=number(entry.byte_efficiency, "byte_efficiency", MAX_EFFICIENCY),
-        floor_s=read.seconds(entry.floor, f"{path}.floor"),
-        exponent=number(entry.exponent, "exponent", 20.0),
-        provenance=entry.provenance,
-        source=read.source(entry.source, f"{path}.source"),
-        context_log_s=seconds(entry.context_log, "context_log"),
-        wave_s=seconds(entry.wave, "wave"),
-    )

@@ -9,12 +9,12 @@ from dse.content import content_hash
 from dse.documents import validate
 from dse.errors import ConfigError
 from hardware_specs import families
+from hardware_specs.calibrated import kernel_of
 from hardware_specs.document import ClusterDocument, DeviceDocument, RuntimeDocument
 from hardware_specs.parts import (
     check_widths,
     compute_paths,
     flop_per_cycle,
-    kernel_of,
     link_of,
     memory_tier,
     memory_tiers,

@@ -12,6 +12,14 @@ from functools import cached_property
 from typing import Literal
 
 from dse.errors import ConfigError, UnsupportedOnDevice
+from hardware_specs.kernels import (
+    CollectiveProfile,
+    Depth,
+    Interval,
+    QueryTiles,
+    SmallBatch,
+    Tiling,
+)
 
 DeviceClass = Literal["datacenter_gpu", "desktop_gpu", "edge_gpu", "npu", "asic", "wafer", "cpu"]
 Support = Literal["native", "emulated", "unsupported"]
@@ -118,6 +126,7 @@ class Link:
     energy_j_per_bit: float | None = None
     max_devices: int | None = None
     topology: Topology | None = None
+    collectives: tuple[CollectiveProfile, ...] = ()
 
     @property
     def peer_bandwidth_bytes_per_s(self) -> float:
@@ -133,8 +142,19 @@ class KernelProfile:
     ``t = floor_s + ((flop_time/flop_eff_frac)^p + (byte_time/byte_eff_frac)^p)^(1/p)``, p = ``exponent``.
     ``provenance`` is "calibrated" for constants fitted to measurements of this device and "analytic" for
     family defaults. Efficiencies are fitted constants: those of kernels whose operands stay in a cache
-    exceed 1. Decode attention on GPUs also has ``context_log_s`` (per doubling of the context beyond 64) and
-    ``wave_s`` (per thread block and core); None where no fit of the device exists.
+    exceed 1. What is None or neutral leaves its term out.
+
+    Attributes:
+        context_log_s, wave_s: decode attention on GPUs: per doubling of the context beyond 64, and per thread
+            block and core. ``wave_frac``: how much of a partly filled wave of blocks is paid for.
+        activation_eff_frac: share of the bandwidth for activations, where it is not that of the weights.
+        tiling, depth: of matrix products on devices whose cores are known.
+        quantize_eff_frac: share of the bandwidth of the kernel that quantizes activations before a product.
+        small_batch: the kernel for few rows.
+        dense_fallback: whether the runtime expands the weights to 16 bits and multiplies those where that is
+            faster than the kernel itself.
+        exp_eff_frac: share of 16 exponentials per core and cycle; query_tiles: of prefill attention.
+        interval: of measured over predicted times.
     """
 
     name: str
@@ -146,6 +166,16 @@ class KernelProfile:
     source: str
     context_log_s: float | None = None
     wave_s: float | None = None
+    wave_frac: float = 0.0
+    activation_eff_frac: float | None = None
+    tiling: Tiling | None = None
+    depth: Depth | None = None
+    quantize_eff_frac: float | None = None
+    small_batch: SmallBatch | None = None
+    dense_fallback: bool = False
+    exp_eff_frac: float = 1.0
+    query_tiles: QueryTiles | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -258,7 +288,8 @@ class HardwareSpec:
         entry = self.path(kind)
         if self.incomplete_reason is not None:
             raise UnsupportedOnDevice(self.name, kind, known=[], reason=self.incomplete_reason)
-        usable = [e.kind for e in self.compute if e.support != "unsupported"]
+        rated = {e.kind for e in self.compute if e.dense_flop_per_s is not None}
+        usable = [e.kind for e in self.compute if rated & {e.kind, e.compute_as}]
         if entry.support == "unsupported":
             raise UnsupportedOnDevice(
                 self.name, kind, known=usable, reason=entry.reason or f"{kind} has no path"

@@ -1,0 +1,91 @@
+"""Optional constants of kernel profiles and collectives: each group belongs to one refinement of a formula.
+
+They are fitted numbers without units of their own unless a name says otherwise; ``cost_models`` gives the
+formulas they belong to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FitProvenance = Literal["analytic", "calibrated"]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a matrix kernel cuts its result into tiles (``cost_models.tiles``).
+
+    Attributes:
+        wave_frac: how much of the last, partly filled wave of tiles is paid for, 0 (none) to 1 (all).
+        small_loss: arithmetic of a 64 x 64 tile against a 128 x 128 one, at least 1 for each halving.
+        split_loss: what cutting the contraction into four parts adds, as a share.
+    """
+
+    wave_frac: float
+    small_loss: float
+    split_loss: float
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Latency along the contraction axis, which small products cannot hide.
+
+    Attributes:
+        time_s: at a contraction of 1024; it grows with the fifth root.
+        exponent: of the p-norm that joins it with the roofline (1 adds, large overlaps).
+    """
+
+    time_s: float
+    exponent: float
+
+
+@dataclass(frozen=True)
+class SmallBatch:
+    """The kernel that a library picks for few rows (matrix times vector, on the vector units)."""
+
+    flop_eff_frac: float
+    byte_eff_frac: float
+    floor_s: float
+
+
+@dataclass(frozen=True)
+class QueryTiles:
+    """How a prefill attention kernel cuts the queries.
+
+    Attributes:
+        rows: query rows of a full tile; ``least_rows`` is what a shorter query is padded to.
+        longest_frac: share of the longest tile's time that the others cannot hide.
+    """
+
+    rows: int
+    least_rows: int
+    longest_frac: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Ratios of measured to predicted time: a tenth of them is below ``low``, a tenth above ``high``."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CollectiveProfile:
+    """All-reduce of one library over one kind of link (``cost_models.collectives``).
+
+    Attributes:
+        start_s, hop_s: fixed time, and time for each further device.
+        eff_frac: share of the link's bandwidth that large messages reach.
+        half_bytes: below about this message size the efficiency is half of that.
+    """
+
+    name: str
+    start_s: float
+    hop_s: float
+    eff_frac: float
+    half_bytes: float
+    provenance: FitProvenance
+    source: str
+    interval: Interval | None = None
