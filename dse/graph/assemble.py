@@ -59,7 +59,7 @@ def assemble(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> O
         ),
         epilogue=_block("", (), "epilogue", place, traced),
         hidden_size=int(config.hidden_size),
-        vocab_size=int(config.vocab_size),
+        vocab_size=int(getattr(config, "vocab_size", 0)),
         parameters=skeleton.parameters,
         max_context=_max_context(config),
     )

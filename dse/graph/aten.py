@@ -7,20 +7,38 @@ from typing import Any, Literal
 import torch
 from torch.utils.flop_counter import flop_registry
 
-Category = Literal["product", "embedding", "pointwise", "reduction", "move", "unsupported"]
+Category = Literal[
+    "product", "attention", "scan", "embedding", "pointwise", "reduction", "move", "unsupported"
+]
 
-PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution"})
 REDUCTIONS = frozenset(
     {
         *("mean", "sum", "prod", "amax", "amin", "max", "min", "any", "all", "argmax", "cumsum"),
         *("var", "var_mean", "std", "linalg_vector_norm"),
-        *("_softmax", "_log_softmax", "native_layer_norm", "_fused_rms_norm"),
+        *("_softmax", "_log_softmax", "native_layer_norm", "_fused_rms_norm", "topk", "sort", "logsumexp"),
     }
 )
 MOVES = frozenset(
     {
         *("cat", "stack", "index_select", "gather", "index", "slice_scatter"),
-        *("constant_pad_nd", "roll", "flip", "tril", "triu"),
+        *("constant_pad_nd", "roll", "flip", "tril", "triu", "copy_", "scatter", "scatter_", "scatter_add"),
+    }
+)
+# New tensors that hold a constant: their contents come from nowhere.
+FACTORIES = frozenset(
+    {
+        *(
+            "new_empty",
+            "new_zeros",
+            "new_ones",
+            "new_full",
+            "empty_like",
+            "zeros_like",
+            "ones_like",
+            "full_like",
+        ),
+        *("new_empty_strided",),
     }
 )
 # Besides true views: copies that only change layout or type, which kernels do while they read.
@@ -39,6 +57,7 @@ SEVERAL_PER_ELEMENT = {
     "sigmoid": 4,
     "gelu": 5,  # x / sqrt 2, error function, add, two products
 }
+COMPLEX_PER_ELEMENT = 6  # four products, a sum and a difference
 GELU_TANH_PER_ELEMENT = 8  # square, two products, add, product, tanh, add, product
 
 
@@ -53,7 +72,7 @@ def category_of(func: Any) -> Category:
         return "reduction"
     if name in MOVES:
         return "move"
-    return "pointwise" if torch.Tag.pointwise in func.tags else "unsupported"
+    return "pointwise" if torch.Tag.pointwise in func.tags or name == "polar" else "unsupported"
 
 
 def flop_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
@@ -67,7 +86,11 @@ def vector_flop_of(
 ) -> int:
     """Count element-wise operations: per output element, or per input element of a reduction."""
     name = func.overloadpacket.__name__
-    if category_of(func) not in ("pointwise", "reduction") or not outputs[0].is_floating_point():
+    if category_of(func) not in ("pointwise", "reduction"):
+        return 0
+    if outputs[0].is_complex():
+        return COMPLEX_PER_ELEMENT * outputs[0].numel()
+    if not outputs[0].is_floating_point():
         return 0
     if name == "gelu" and kwargs.get("approximate") == "tanh":
         return GELU_TANH_PER_ELEMENT * outputs[0].numel()

@@ -22,9 +22,9 @@ class Flow:
 
     def live(self) -> set[int]:
         """Return the nodes whose real-valued results reach the logits, so not those that make indices."""
-        result = self._recording.values[self._recording.result].producer
+        results = [self._recording.values[index].producer for index in self._recording.results]
         live: set[int] = set()
-        pending = [] if result is None else [result]
+        pending = [producer for producer in results if producer is not None]
         while pending:
             index = pending.pop()
             node = self._recording.nodes[index]
@@ -36,19 +36,26 @@ class Flow:
         return live
 
     def attention(self) -> dict[int, int]:
-        """Return {node: its product with the keys} of all nodes from there to the product with the values."""
+        """Return {node: its product with the keys} of all nodes from there to the product with the values.
+
+        A node that is all of attention stands for itself.
+        """
         found: dict[int, int] = {}
         started: dict[int, set[int]] = {}  # node -> products with keys that it depends on
         for index, node in enumerate(self._recording.nodes):
             roots: set[int] = set().union(*(started.get(source, set()) for source in self.sources_of[index]))
-            cached = self._cached(node) if node.category == "product" else set()
-            if "keys" in cached:
+            product = node.category == "product"
+            cached = self._cached(node) if product and not self.has_parameter(node) else set()
+            if node.category == "attention":
+                found[index] = index
+                roots = set()
+            elif "keys" in cached:
                 roots = {index}
             elif "values" in cached:
                 for root in roots:
                     self._collect(index, root, started, found)
                 roots = set()
-            elif node.category == "product" and self.has_parameter(node):
+            elif product and self.has_parameter(node):
                 roots = set()
             started[index] = roots
         return found

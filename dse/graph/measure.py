@@ -20,6 +20,7 @@ class Measured:
     write_elements: int = 0
     kv_read_elements: int = 0
     kv_write_elements: int = 0
+    state_elements: int = 0
     input_shapes: Shapes = ()
     output_shapes: Shapes = ()
     edges: dict[int | None, int] = field(default_factory=dict)
@@ -40,16 +41,22 @@ def measure(recording: Recording, groups: list[Group]) -> list[Measured]:
     for position, group in enumerate(groups):
         _traffic_in(recording, group, position, owner, measured[position])
         _traffic_out(recording, group, consumed[position], measured[position])
-    result = recording.values[recording.result].producer
-    if result in owner:
-        measured[owner[result]].is_result = True
+    for index in recording.results:
+        producer = recording.values[index].producer
+        if producer in owner:
+            measured[owner[producer]].is_result = True
     return measured
 
 
 def _arithmetic(recording: Recording, group: Group) -> Measured:
     nodes = [recording.nodes[index] for index in group.members]
+    state = sum(node.state_elements for node in nodes)
     return Measured(
-        flop=sum(node.flop for node in nodes), vector_flop=sum(node.vector_flop for node in nodes)
+        flop=sum(node.flop for node in nodes),
+        vector_flop=sum(node.vector_flop for node in nodes),
+        read_elements=state,
+        write_elements=state,
+        state_elements=state,
     )
 
 
@@ -117,7 +124,8 @@ def _consumed_outside(
     for index, reader in owner.items():
         for value_index in recording.nodes[index].inputs:
             note(recording.values[value_index], reader)
-    note(recording.values[recording.result], None)
+    for index in recording.results:
+        note(recording.values[index], None)
     return consumed
 
 
@@ -140,4 +148,5 @@ def _traffic_out(recording: Recording, group: Group, consumed: dict[int, None], 
 
 def product_node(recording: Recording, group: Group) -> Node:
     """Return the first matrix product of a group."""
-    return next(recording.nodes[i] for i in group.members if recording.nodes[i].category == "product")
+    nodes = [recording.nodes[index] for index in group.members]
+    return next(node for node in nodes if node.category in ("product", "attention"))

@@ -15,17 +15,16 @@ from torch import nn
 
 from dse.errors import ConfigError
 from dse.graph.flow import Flow
-from dse.graph.operator import OpKind
+from dse.graph.operator import Experts, OpKind
 from dse.graph.record import Node, Recording
 
-TRIGONOMETRY = frozenset({"cos", "sin"})
+TRIGONOMETRY = frozenset({"cos", "sin", "polar"})
 ACTIVATIONS = frozenset(
     {"silu", "gelu", "relu", "relu6", "sigmoid", "hardswish", "mish", "leaky_relu", "elu"}
 )
+ALONE = frozenset({"product", "attention", "scan"})
 REASONS = {
-    "topk": "it routes tokens to experts, and mixture-of-experts models are not supported",
-    "_grouped_mm": "it multiplies by experts, and mixture-of-experts models are not supported",
-    "convolution": "convolutions (state-space and hybrid models) are not supported",
+    "_grouped_mm": "it multiplies by experts outside the interface that transformers has for them",
     "_local_scalar_dense": "what is computed depends on the values of a tensor",
     "nonzero": "its size depends on the values of a tensor",
 }
@@ -71,7 +70,8 @@ class _Merger:
     def __init__(self, recording: Recording, model: nn.Module, source: str) -> None:
         self.recording = recording
         self.source = source
-        self.leaves = {name for name, module in model.named_modules() if not list(module.children())}
+        routed = {node.path for node in recording.nodes if isinstance(node.detail, Experts)}
+        self.leaves = {n for n, module in model.named_modules() if not list(module.children())} - routed
         self.flow = Flow(recording)
         self.live = self.flow.live()
         self.attention = self.flow.attention()
@@ -120,7 +120,7 @@ class _Merger:
     def _place_free(self, index: int, node: Node) -> None:
         """Place a node that lies directly in a module with submodules: beside a neighbour where possible."""
         self._put(index, ("free", str(index), 0), Group("elementwise", node.path, node.call, leaf=False))
-        if node.category == "product":
+        if node.category in ALONE or node.detail is not None:
             return
         for source in self.flow.sources_of[index]:
             neighbour = self.group_of.get(source)
@@ -140,7 +140,7 @@ class _Merger:
         return [self.recording.nodes[index] for index in group.members]
 
     def _has_product(self, group: Group) -> bool:
-        return any(node.category == "product" for node in self._nodes(group))
+        return any(node.category in ALONE for node in self._nodes(group))
 
     def _is_activation(self, group: Group) -> bool:
         nodes = self._nodes(group)
@@ -192,7 +192,9 @@ class _Merger:
         group.trigonometry = bool(names & TRIGONOMETRY)
         if group.kind == "attention":
             return
-        if products and any(self._has_parameter(node) for node in products):
+        if "scan" in categories:
+            group.kind = "scan"
+        elif products and any(self._has_parameter(node) for node in products):
             if len(products) > 1:
                 raise ConfigError(
                     f"operator '{products[1].name}' in module '{group.path}' is not supported: the module "
@@ -239,11 +241,25 @@ class _Merger:
             if first != group_id:
                 self._join(first, group_id)
 
+    def _name_by_parameter(self, group: Group) -> None:
+        """Label a product that a module computes with a parameter of another one by that parameter."""
+        for node in self._nodes(group):
+            if node.name == "scan":
+                group.label = "scan"
+                return
+            for index in node.inputs:
+                owner = self.recording.values[index].parameter
+                if owner is not None and owner.startswith(f"{group.path}."):
+                    group.label = owner.removeprefix(f"{group.path}.").removesuffix(".weight")
+                    return
+
     def ordered(self) -> list[Group]:
         """Return the groups in data-flow order, with their labels."""
         for group in self.groups.values():
             last = self.recording.nodes[group.members[-1]].name.strip("_")
             group.label = group.kind if group.kind in ("attention", "rope") else last
+            if group.kind in ("linear", "scan") and not group.leaf:
+                self._name_by_parameter(group)
         order = self._order()
         if order is None:
             raise ConfigError("operators depend on each other in a cycle", file=self.source)

@@ -15,19 +15,69 @@ if TYPE_CHECKING:
     import networkx as nx
 
 OpKind = Literal[
-    "linear", "attention", "embedding", "norm", "activation", "elementwise", "rope", "gather", "other"
+    "linear", "attention", "embedding", "norm", "activation", "elementwise", "rope", "gather", "scan", "other"
 ]
 OP_KINDS: tuple[OpKind, ...] = get_args(OpKind)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Head geometry of an attention operator; ``window`` bounds the context where it slides."""
+    """Head geometry of an attention operator.
+
+    Attributes:
+        n_heads, n_kv_heads: heads of the queries, and of the keys and values that they are multiplied with.
+        head_dim: width of queries and keys; ``value_dim``: width of the values where it differs.
+        window: bounds the context where attention slides, or comes in chunks.
+        latent_dim: elements per token that the cache holds where it holds a compressed form that all heads
+            share (multi-head latent attention, DeepSeek-V2, arXiv 2405.04434, section 2.1), else None.
+        causal: whether a token sees no later ones; encoders attend in both directions.
+        cross: whether it attends to the encoder's output instead of the own sequence.
+    """
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
     window: int | None = None
+    value_dim: int | None = None
+    latent_dim: int | None = None
+    causal: bool = True
+    cross: bool = False
+
+    @property
+    def product_dim(self) -> float:
+        """Mean width of keys and values: the two products take 4 x heads x this for each pair of tokens."""
+        return (self.head_dim + (self.value_dim or self.head_dim)) / 2
+
+    @property
+    def cached_heads(self) -> int:
+        """Heads of the cache: one shared by all where it is compressed."""
+        return self.n_kv_heads if self.latent_dim is None else 1
+
+    @property
+    def cached_dim(self) -> float:
+        """Mean width of the cached tensors, so that a token takes 2 x heads x this elements."""
+        return self.product_dim if self.latent_dim is None else self.latent_dim / 2
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Routing of a grouped product: each token goes to ``top_k`` of ``n_experts`` equal matrices."""
+
+    n_experts: int
+    top_k: int
+
+    def expected_active(self, tokens: ArrayLike) -> NDArray[np.float64]:
+        """Return how many experts ``tokens`` tokens use on average, if all experts are equally likely.
+
+        Each token misses an expert with probability 1 - k / E, so n tokens use E (1 - (1 - k / E)^n): the
+        occupancy of urns by independent draws of k distinct ones.
+        """
+        missed = (1.0 - self.top_k / self.n_experts) ** np.asarray(tokens, dtype=np.float64)
+        return np.asarray(self.n_experts * (1.0 - missed), dtype=np.float64)
+
+    def worst_active(self, tokens: ArrayLike) -> NDArray[np.float64]:
+        """Return the most experts that ``tokens`` tokens can use."""
+        return np.minimum(float(self.n_experts), self.top_k * np.asarray(tokens, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -40,7 +90,8 @@ class Op:
         kind: what it computes.
         parameters: elements of the parameters it owns. A tied matrix is owned by the first operator that
             uses it; the others have 0 here and name it in ``tied_to``.
-        weight_shape: (outputs, inputs) of a linear or (rows, width) of an embedding; None otherwise.
+        weight_shape: (outputs, inputs) of a linear or (rows, width) of an embedding; None otherwise. The
+            matrices of all experts are stacked: (experts x outputs, inputs).
         flop: 2 per multiply-add. For linears and attention products this equals what
             ``torch.utils.flop_counter`` counts; element-wise work is in ``vector_flop``.
         vector_flop: element-wise operations, outside the flop counter's view.
@@ -49,6 +100,9 @@ class Op:
         kv_read_elements: cached key and value elements read; ``kv_write_elements``: appended.
         attention: head geometry for kind "attention".
         tied_to: full name of the operator that owns the shared matrix.
+        experts: routing of a linear that multiplies each token with some of its matrices.
+        state_elements: recurrent state (scans and convolutions) that a sequence keeps however long it is;
+            read and written once in a pass, which the activation traffic includes.
     """
 
     name: str
@@ -66,6 +120,8 @@ class Op:
     output_shapes: tuple[tuple[Extent, ...], ...] = ()
     attention: Attention | None = None
     tied_to: str | None = None
+    experts: Experts | None = None
+    state_elements: Extent = Extent()
 
     @property
     def role(self) -> str:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache
 
-from dse.graph.aten import LAYOUTS, Category, category_of, flop_of, vector_flop_of
+from dse.graph.aten import FACTORIES, LAYOUTS, Category, category_of, flop_of, vector_flop_of
+from dse.graph.kernels import kernels_in
+from dse.graph.operator import Attention, Experts
 
 CacheRole = Literal["keys", "values"]
 
@@ -59,7 +60,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """A recorded operation: name in torch's core set, module, values in and out, and its arithmetic."""
+    """A recorded operation: name in torch's core set, module, values in and out, and its arithmetic.
+
+    ``detail`` is what is known of a kernel, and ``state_elements`` the recurrent state that it keeps.
+    """
 
     name: str
     category: Category
@@ -69,15 +73,17 @@ class Node:
     outputs: tuple[int, ...]
     flop: int
     vector_flop: int
+    detail: Attention | Experts | None = None
+    state_elements: int = 0
 
 
 @dataclass
 class Recording:
-    """One forward pass. ``result`` is the index of the logits."""
+    """One forward pass. ``results`` are the indices of what it returns: the logits of a language model."""
 
     nodes: list[Node] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    result: int = -1
+    results: tuple[int, ...] = ()
 
     def sequence(self) -> list[tuple[str, str, int]]:
         """What must be equal between passes of different sizes: operations and modules in order."""
@@ -99,19 +105,19 @@ class Recorder(TorchDispatchMode):
         for name, parameter in model.named_parameters():
             self._add(parameter, producer=None, parameter=name)
 
-    def run(self, forward: Callable[[], torch.Tensor]) -> Recording:
-        """Call ``forward``, which returns the logits, and return what it did."""
+    def run(self, forward: Callable[[], list[torch.Tensor]]) -> Recording:
+        """Call ``forward``, which returns the results of the pass, and return what it did."""
         handles = []
         for name, module in self._model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(name)))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
-            with torch.no_grad(), self:
-                logits = forward()
+            with torch.no_grad(), kernels_in(self._model, self), self:
+                results = forward()
         finally:
             for handle in handles:
                 handle.remove()
-        self.recording.result = self._index(logits)
+        self.recording.results = tuple(self._index(tensor) for tensor in results)
         return self.recording
 
     @contextmanager
@@ -128,6 +134,30 @@ class Recorder(TorchDispatchMode):
         fresh = self._index(appended)
         self._add(whole, producer=None, cached=role, fresh=fresh)
 
+    def kernel(
+        self,
+        name: str,
+        category: Category,
+        inputs: list[torch.Tensor],
+        shapes: list[tuple[int, ...]],
+        *,
+        flop: int = 0,
+        vector_flop: int = 0,
+        detail: Attention | Experts | None = None,
+        state_elements: int = 0,
+    ) -> list[torch.Tensor]:
+        """Record one node for all that a kernel does, and return its results, of the given shapes."""
+        sources = tuple(self._index(tensor) for tensor in inputs)
+        with self.paused():
+            outputs = [torch.empty(shape, dtype=inputs[0].dtype, device=inputs[0].device) for shape in shapes]
+        index = len(self.recording.nodes)
+        made = tuple(self._add(tensor, producer=index) for tensor in outputs)
+        path, call = self._stack[-1]
+        self.recording.nodes.append(
+            Node(name, category, path, call, sources, made, flop, vector_flop, detail, state_elements)
+        )
+        return outputs
+
     def __torch_dispatch__(  # type: ignore[no-untyped-def]
         self, func, types, args=(), kwargs=None
     ):
@@ -142,7 +172,7 @@ class Recorder(TorchDispatchMode):
         if not outputs:
             return
         name = func.overloadpacket.__name__
-        if not inputs:
+        if not inputs or name in FACTORIES:
             for tensor in outputs:
                 self._add(tensor, producer=None)
             return
@@ -166,6 +196,26 @@ class Recorder(TorchDispatchMode):
                 vector_flop=vector_flop_of(func, kwargs, inputs, outputs),
             )
         )
+        if outputs[0] is inputs[0]:
+            self._rebase(sources[0], index)
+
+    def _rebase(self, written: int, producer: int) -> None:
+        """After a write into a part of a tensor, let the whole of it and its views come from that write."""
+        recording = self.recording
+        old = recording.values[written].base
+        if recording.values[written].numel == recording.values[old].numel:
+            return
+        aliases = [
+            i
+            for i, value in enumerate(recording.values)
+            if value.base == old and self._index_of.get(id(self._alive[i])) == i
+        ]
+        whole = self._add(self._alive[old], producer=producer)
+        node = recording.nodes[producer]
+        recording.nodes[producer] = replace(node, outputs=(whole,))
+        for index in aliases:
+            if index != old:
+                self._add_alias(self._alive[index], whole)
 
     def _index(self, tensor: torch.Tensor) -> int:
         known = self._index_of.get(id(tensor))
@@ -186,7 +236,7 @@ class Recorder(TorchDispatchMode):
             tensor,
             Value(
                 tuple(tensor.shape),
-                tensor.is_floating_point(),
+                _holds_reals(tensor),
                 producer,
                 parameter,
                 index,
@@ -203,7 +253,7 @@ class Recorder(TorchDispatchMode):
         path, call = self._stack[-1]
         alias = Value(
             shape=tuple(tensor.shape),
-            floating=tensor.is_floating_point(),
+            floating=_holds_reals(tensor),
             producer=origin.producer,
             parameter=origin.parameter,
             base=origin.base,
@@ -233,35 +283,5 @@ class Recorder(TorchDispatchMode):
         self._stack.pop()
 
 
-class RecordingCache(DynamicCache):
-    """A cache that grows without bound and tells the recorder what it holds."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def fill(self, layouts: list[tuple[tuple[int, int], tuple[int, int]]], batch: int, length: int) -> None:
-        """Put ``length`` positions into every layer.
-
-        Args:
-            layouts: per layer, (heads, width) of the keys and of the values.
-            batch, length: sizes of the cached tensors, (batch, heads, length, width).
-        """
-        if length == 0:
-            return
-        for layer, shapes in enumerate(layouts):
-            keys, values = (
-                torch.empty(batch, heads, length, width, dtype=torch.bfloat16, device="meta")
-                for heads, width in shapes
-            )
-            super().update(keys, values, layer)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append and return the whole keys and values of the layer."""
-        with self._recorder.paused():
-            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        self._recorder.note_cached("keys", key_states, keys)
-        self._recorder.note_cached("values", value_states, values)
-        return keys, values
+def _holds_reals(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from dse.errors import ConfigError
 from dse.graph.extent import Extent
-from dse.graph.operator import OP_KINDS, Attention, Block, Edge, Op, OperatorGraph
+from dse.graph.operator import OP_KINDS, Attention, Block, Edge, Experts, Op, OperatorGraph
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIZE_FIELDS = (
     "flop",
     "vector_flop",
@@ -16,6 +17,7 @@ SIZE_FIELDS = (
     "write_elements",
     "kv_read_elements",
     "kv_write_elements",
+    "state_elements",
 )
 
 
@@ -118,14 +120,8 @@ def _op_to_json(op: Op) -> dict[str, Any]:
         **{name: _extent_to_json(getattr(op, name)) for name in SIZE_FIELDS},
         "input_shapes": _shapes_to_json(op.input_shapes),
         "output_shapes": _shapes_to_json(op.output_shapes),
-        "attention": None
-        if geometry is None
-        else {
-            "n_heads": geometry.n_heads,
-            "n_kv_heads": geometry.n_kv_heads,
-            "head_dim": geometry.head_dim,
-            "window": geometry.window,
-        },
+        "attention": None if geometry is None else asdict(geometry),
+        "experts": None if op.experts is None else asdict(op.experts),
         "tied_to": op.tied_to,
     }
 
@@ -133,7 +129,7 @@ def _op_to_json(op: Op) -> dict[str, Any]:
 def _op_from_json(document: dict[str, Any]) -> Op:
     if document["kind"] not in OP_KINDS:
         raise ValueError(f"unknown operator kind {document['kind']!r}")
-    shape, geometry = document["weight_shape"], document["attention"]
+    shape, geometry, experts = document["weight_shape"], document["attention"], document["experts"]
     return Op(
         name=document["name"],
         kind=document["kind"],
@@ -145,4 +141,5 @@ def _op_from_json(document: dict[str, Any]) -> Op:
         output_shapes=_shapes_from_json(document["output_shapes"]),
         attention=None if geometry is None else Attention(**geometry),
         tied_to=document["tied_to"],
+        experts=None if experts is None else Experts(**experts),
     )

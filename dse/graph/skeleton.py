@@ -16,15 +16,33 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, DynamicCache, initialization
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    initialization,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.moe import ExpertsInterface
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from dse.errors import ConfigError
+from dse.graph.fit import DECODER, ENCODER, VISION, Probe
+from dse.graph.kernels import (
+    ATTENTION_NAME,
+    EXPERTS_NAME,
+    replace_dense_experts,
+    routed_experts,
+    traced_attention,
+)
+from dse.graph.recording_cache import UNBOUNDED, CacheLayout
 from dse.graph.source import ModelSource
 
-ATTENTION_NAME = "dse_traced_attention"
+LAYER_KINDS = ("layer_types", "layers_block_type")
 INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
 
 
@@ -40,7 +58,10 @@ class Skeleton:
         kinds: for each kind, its layers in the full model.
         windows: for each kind, its sliding window or None.
         parameters: elements of all parameters of the full model, shared ones once.
-        cache_argument: name of the forward argument that takes the key-value cache.
+        cache_argument: name of the forward argument that takes the cache, None for encoders.
+        cache_kinds: for each layer of the reduced module, the class of its layer in the cache.
+        layouts: for each layer of the reduced module, what it keeps; known after a first pass.
+        probe: sizes at which the module is run, and the polynomials that they determine.
     """
 
     model: nn.Module
@@ -48,7 +69,10 @@ class Skeleton:
     kinds: tuple[tuple[int, ...], ...]
     windows: tuple[int | None, ...]
     parameters: int
-    cache_argument: str
+    cache_argument: str | None
+    cache_kinds: tuple[type[Any], ...]
+    probe: Probe
+    layouts: tuple[CacheLayout, ...] = ()
 
     @property
     def kind_of(self) -> tuple[int, ...]:
@@ -76,7 +100,7 @@ def build_config(source: ModelSource) -> Any:
     """Return the transformers configuration object of a source.
 
     Raises:
-        ConfigError: unknown ``model_type``, an encoder, or values that the family does not allow.
+        ConfigError: unknown ``model_type``, an encoder-decoder, or values that the family does not allow.
     """
     keywords = {k: v for k, v in source.config.items() if k != "model_type"}
     model_type = source.config["model_type"]
@@ -106,50 +130,66 @@ def _quiet() -> Iterator[None]:
 
 
 def build_module(source: ModelSource, *, attention: str = ATTENTION_NAME) -> nn.Module:
-    """Return the causal language model on the meta device in bfloat16, without weights.
+    """Return the module on the meta device in bfloat16, without weights.
+
+    A family of decoders gives its causal language model. What attends in both directions, and what is no
+    language model, gives the bare encoder without a head.
 
     Args:
         source: where the configuration comes from.
         attention: name of transformers' attention implementation; the default is the traced one.
     """
-    AttentionInterface.register(ATTENTION_NAME, grouped_attention)
+    AttentionInterface.register(ATTENTION_NAME, traced_attention)
+    ExpertsInterface.register(EXPERTS_NAME, routed_experts)
     config = build_config(source)
-    try:
-        with _quiet(), torch.device("meta"), initialization.no_init_weights():
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.bfloat16, attn_implementation=attention
-            )
-    except Exception as error:
-        if isinstance(error, KeyError) and attention == ATTENTION_NAME:
-            return build_module(source, attention="eager")  # a family that has its own attention classes
-        raise ConfigError(
-            f"'{config.model_type}' does not build as a causal language model: {one_line(error)}",
-            file=source.name,
-        ) from error
+    language_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    model = _instantiate(AutoModelForCausalLM if language_model else AutoModel, config, attention, source)
+    if language_model and _attends_both_ways(model):
+        model = _instantiate(AutoModel, build_config(source), attention, source)
     model.eval()
-    model.tie_weights()
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
     return model
+
+
+def _instantiate(builder: Any, config: Any, attention: str, source: ModelSource) -> nn.Module:
+    """Build one module, with its own attention where the family has no interface for another one."""
+    for implementation in dict.fromkeys((attention, "eager")):
+        try:
+            with _quiet(), torch.device("meta"), initialization.no_init_weights():
+                return builder.from_config(
+                    copy.deepcopy(config), dtype=torch.bfloat16, attn_implementation=implementation
+                )
+        except Exception as error:
+            if isinstance(error, KeyError) and implementation == ATTENTION_NAME:
+                continue
+            raise ConfigError(
+                f"'{config.model_type}' does not build: {one_line(error)}", file=source.name
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def _attends_both_ways(model: nn.Module) -> bool:
+    return any(getattr(module, "is_causal", True) is False for module in model.modules())
 
 
 def build_skeleton(source: ModelSource) -> Skeleton:
     """Build the full module, find its equal layers and keep one of each.
 
     Raises:
-        ConfigError: the module has no list of transformer blocks or no usable key-value cache.
+        ConfigError: the module has no list of transformer blocks, or a cache of an unknown kind.
     """
     model = build_module(source)
-    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
-        raise ConfigError(
-            f"'{source.config['model_type']}' attends in both directions; only decoders are traced",
-            file=source.name,
-        )
+    _use_traced_experts(model)
+    encoder = _attends_both_ways(model)
+    probe = DECODER if not encoder else ENCODER if model.main_input_name == "input_ids" else VISION
     parameters = sum(parameter.numel() for parameter in model.parameters())
     config = model.config.get_text_config()
     path, layers = _find_layers(model, config.num_hidden_layers, source.name)
-    windows = _windows(config, source.name)
+    kept_in = [(DynamicLayer, None)] * len(layers) if encoder else _cache_layers(config, source.name)
     kinds: dict[Any, list[int]] = {}
     for index, layer in enumerate(layers):
-        kinds.setdefault((_signature(layer), windows[index]), []).append(index)
+        kinds.setdefault((_signature(layer), kept_in[index]), []).append(index)
     members = tuple(tuple(indices) for indices in kinds.values())
     originals = [indices[0] for indices in members]
     kept = [layers[index] for index in originals]
@@ -161,47 +201,20 @@ def build_skeleton(source: ModelSource) -> Skeleton:
         model=model,
         prefix=f"{path}.{{layer}}",
         kinds=members,
-        windows=tuple(windows[indices[0]] for indices in members),
+        windows=tuple(kept_in[indices[0]][1] for indices in members),
         parameters=parameters,
-        cache_argument=_cache_argument(model, source.name),
+        cache_argument=None if encoder else _cache_argument(model, source.name),
+        cache_kinds=() if encoder else tuple(UNBOUNDED[kept_in[index][0]] for index in originals),
+        probe=probe,
     )
 
 
-def grouped_attention(
-    module: nn.Module,  # noqa: ARG001  (transformers' attention interface)
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **settings: Any,
-) -> tuple[torch.Tensor, None]:
-    """Softmax(q kT / sqrt(d)) v with full products and no mask, as transformers' attention interface asks.
-
-    Args:
-        module: the calling attention module.
-        query: (batch, heads, query length, width).
-        key, value: (batch, key-value heads, context, width).
-        attention_mask: ignored; sizes do not depend on it.
-        scaling: factor of the scores, 1 / sqrt(width) by default.
-        softcap: bound s of the scores, s tanh(x / s) (Gemma 2, arXiv 2408.00118, section 2).
-        settings: other settings that families pass; those that add work are refused.
-
-    Returns:
-        (batch, query length, heads, width) and no attention weights.
-    """
-    for name in ("position_bias", "s_aux"):
-        if settings.get(name) is not None:
-            raise NotImplementedError(f"operator 'attention' has '{name}', for which there is no cost rule")
-    batch, heads, length, width = query.shape
-    groups = key.shape[1]
-    rows = query.reshape(batch, groups, heads // groups * length, width)
-    scores = torch.matmul(rows, key.transpose(2, 3)) * (width**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    context = torch.matmul(torch.softmax(scores, dim=-1), value)
-    return context.reshape(batch, heads, length, value.shape[-1]).transpose(1, 2), None
+def _use_traced_experts(model: nn.Module) -> None:
+    """Let every mixture of experts run as grouped products of the chosen experts."""
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._experts_implementation = EXPERTS_NAME  # noqa: SLF001  (its only switch)
+    replace_dense_experts(model)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -223,22 +236,19 @@ def _find_layers(model: nn.Module, depth: int, name: str) -> tuple[str, nn.Modul
     return path, layers
 
 
-def _windows(config: Any, name: str) -> list[int | None]:
-    """Return each layer's sliding window, as the cache that transformers builds for the model has it."""
+def _cache_layers(config: Any, name: str) -> list[tuple[type[Any], int | None]]:
+    """Return class and sliding window of each layer of the cache that transformers builds for the model."""
     layers = list(DynamicCache(config=config).layers)
-    windows: list[int | None] = []
+    found: list[tuple[type[Any], int | None]] = []
     for index in range(config.num_hidden_layers):
-        kind = type(layers[index]) if index < len(layers) else DynamicLayer
-        if kind is DynamicSlidingWindowLayer:
-            windows.append(int(layers[index].sliding_window))
-        elif kind is DynamicLayer:
-            windows.append(None)
-        else:
+        layer = layers[index] if index < len(layers) else DynamicLayer()
+        if type(layer) not in UNBOUNDED:
             raise ConfigError(
-                f"layer {index} keeps a {kind.__name__}; only plain and sliding attention can be traced",
-                file=name,
+                f"layer {index} keeps a {type(layer).__name__}, for which there is no cost rule", file=name
             )
-    return windows
+        window = getattr(layer, "sliding_window", None)
+        found.append((type(layer), None if window is None else int(window)))
+    return found
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
@@ -274,17 +284,22 @@ def _keep(model: nn.Module, path: str, layers: list[nn.Module], original: list[i
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     for config in configs.values():
         text = config.get_text_config()
-        layer_types = getattr(text, "layer_types", None)
-        if layer_types is not None:
-            text.layer_types = [layer_types[index] for index in original]
+        kinds = {name: _fewer(getattr(text, name, None), original) for name in LAYER_KINDS}
+        known = {name: kind for name, kind in kinds.items() if kind is not None}
+        # Some families derive the kinds from periods; a subclass with plain attributes shadows that.
+        text.__class__ = type(type(text).__name__, (type(text),), known)
+        for name, kind in known.items():
+            setattr(text, name, kind)
         text.num_hidden_layers = len(layers)
+
+
+def _fewer(kinds: Any, original: list[int]) -> list[Any] | None:
+    return None if kinds is None else [kinds[index] for index in original]
 
 
 def _cache_argument(model: nn.Module, name: str) -> str:
     known = inspect.signature(model.forward).parameters
-    for argument in ("cache", "past_key_values"):
+    for argument in ("cache", "past_key_values", "cache_params"):
         if argument in known:
             return argument
-    raise ConfigError(
-        f"{type(model).__name__} takes no key-value cache, so its decode cannot be traced", file=name
-    )
+    raise ConfigError(f"{type(model).__name__} takes no cache, so its decode cannot be traced", file=name)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from dse.errors import ConfigError
 from dse.graph.extent import Extent
-from dse.graph.fit import GRID, exact, fit_multilinear
+from dse.graph.fit import GRID, Probe, exact
 from dse.graph.measure import Measured, product_node
 from dse.graph.merge import Group
-from dse.graph.operator import Attention, Op
+from dse.graph.operator import Attention, Experts, Op
 from dse.graph.record import Recording
 from dse.graph.skeleton import Skeleton
 from dse.graph.source import ModelSource
 
 Point = tuple[int, int, int]
 
-# A whole prefill, a chunk and a decode step, at sizes outside the grid.
-CHECKS = ((1, 13, 13), (5, 3, 29), (1, 1, 23))
 SIZES = (
     "flop",
     "vector_flop",
@@ -25,6 +24,7 @@ SIZES = (
     "write_elements",
     "kv_read_elements",
     "kv_write_elements",
+    "state_elements",
 )
 
 
@@ -44,15 +44,17 @@ def solve(
     groups: list[Group],
     names: list[tuple[int | None, str]],
     measured: dict[Point, list[Measured]],
+    probe: Probe,
     source: ModelSource,
 ) -> list[Traced]:
     """Turn the numbers of all passes into operators with polynomial sizes."""
+    fitter = probe.fitter()
     owned: dict[str, str] = {}
     traced = []
     for position, group in enumerate(groups):
         part, name = names[position]
         of_group = {point: passes[position] for point, passes in measured.items()}
-        fit = _Fit(of_group, name, source.name)
+        fit = _Fit(of_group, probe, fitter, name, source.name)
         full_name = name if part is None else f"{skeleton.original_prefix(part)}.{name}"
         parameters, tied_to = _parameters(skeleton, first, group, full_name, owned)
         sizes = {size: fit.number(size) for size in SIZES}
@@ -66,17 +68,27 @@ def solve(
             output_shapes=fit.shapes("output_shapes"),
             attention=_geometry(skeleton, first, group, part),
             tied_to=tied_to,
+            experts=_experts(first, group),
             **sizes,
         )
-        traced.append(Traced(op, part, fit.edges(), of_group[GRID[0]].is_result))
+        traced.append(Traced(op, part, fit.edges(), of_group[probe.grid[0]].is_result))
     return traced
 
 
 class _Fit:
     """Polynomials of one operator from its numbers at all points."""
 
-    def __init__(self, passes: dict[Point, Measured], name: str, source: str) -> None:
+    def __init__(
+        self,
+        passes: dict[Point, Measured],
+        probe: Probe,
+        fitter: Callable[[tuple[int, ...]], Extent],
+        name: str,
+        source: str,
+    ) -> None:
         self._passes = passes
+        self._probe = probe
+        self._fitter = fitter
         self._name = name
         self._source = source
 
@@ -89,9 +101,12 @@ class _Fit:
         every: dict[Point, tuple[tuple[int, ...], ...]] = {
             point: getattr(numbers, name) for point, numbers in self._passes.items()
         }
-        ranks = {tuple(len(shape) for shape in shapes) for shapes in every.values()}
+        ranks = {tuple(len(shape) for shape in every[point]) for point in self._probe.grid}
         if len(ranks) != 1:
             raise ConfigError(f"operator '{self._name}' has tensors of changing rank", file=self._source)
+        for point in self._probe.checks:  # a decode step may leave out the dimension of positions
+            if tuple(len(shape) for shape in every[point]) not in ranks:
+                del every[point]
         return tuple(
             tuple(
                 self._fit({point: shapes[t][d] for point, shapes in every.items()}, name) for d in range(rank)
@@ -108,9 +123,9 @@ class _Fit:
         }
 
     def _fit(self, values: dict[Point, int], what: str) -> Extent:
-        extent = fit_multilinear(tuple(values[point] for point in GRID))
-        for point in CHECKS:
-            if exact(extent, *point) != values[point]:
+        extent = self._fitter(tuple(values[point] for point in self._probe.grid))
+        for point in self._probe.checks:
+            if point in values and exact(extent, *point) != values[point]:
                 raise ConfigError(
                     f"operator '{self._name}' is not supported: its {what} is not a polynomial "
                     f"in (batch, query, context), {values[point]} at {point}",
@@ -150,6 +165,11 @@ def _weight_shape(recording: Recording, group: Group) -> tuple[int, int] | None:
     if group.kind == "linear":
         node = product_node(recording, group)
         values = [recording.values[index] for index in node.inputs]
+        if isinstance(node.detail, Experts) or node.name == "convolution":
+            weight, inner = values[1], values[0].shape[-1 if node.detail is not None else 1]
+            if node.detail is None:
+                inner = weight.numel // weight.shape[0]
+            return weight.numel // inner, inner
         left, right = values[-2], values[-1]
         weight = right if right.parameter is not None else left
         inner = left.shape[-1]
@@ -168,6 +188,13 @@ def _geometry(skeleton: Skeleton, recording: Recording, group: Group, part: int 
     """Return the head geometry of an attention operator, from the shapes of its tensors."""
     if group.kind != "attention":
         return None
+    window = None if part is None else skeleton.windows[skeleton.kind_of[part]]
+    known = product_node(recording, group).detail
+    if isinstance(known, Attention):
+        keys = recording.values[product_node(recording, group).inputs[1]]
+        if keys.cached == "keys":  # before the module repeated them for each query head
+            known = replace(known, n_kv_heads=recording.values[keys.base].shape[1])
+        return replace(known, window=window, latent_dim=_latent_dim(skeleton, recording, group, part))
     batch, query, context = GRID[0]
     keys = next(
         recording.values[recording.values[v].base]
@@ -180,5 +207,20 @@ def _geometry(skeleton: Skeleton, recording: Recording, group: Group, part: int 
         n_heads=scores.numel // (batch * query * context),
         n_kv_heads=keys.shape[1],
         head_dim=keys.shape[3],
-        window=None if part is None else skeleton.windows[skeleton.kind_of[part]],
+        window=window,
     )
+
+
+def _latent_dim(skeleton: Skeleton, recording: Recording, group: Group, part: int | None) -> int | None:
+    """Return the cached elements of a token where they are not its keys and values themselves."""
+    read = [recording.values[index].cached for index in product_node(recording, group).inputs]
+    layout = None if part is None else skeleton.layouts[part].attention
+    if layout is None or "keys" in read:
+        return None
+    return sum(heads * width for heads, width in layout)
+
+
+def _experts(recording: Recording, group: Group) -> Experts | None:
+    """Return the routing of a grouped product."""
+    details = (recording.nodes[index].detail for index in group.members)
+    return next((detail for detail in details if isinstance(detail, Experts)), None)

@@ -8,19 +8,21 @@ find them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from dse.errors import ConfigError
 from dse.graph.assemble import assemble, name_groups
-from dse.graph.fit import GRID
+from dse.graph.fit import VISION
 from dse.graph.measure import measure
 from dse.graph.merge import merge, why_unsupported
 from dse.graph.operator import OperatorGraph
-from dse.graph.record import Recorder, Recording, RecordingCache
+from dse.graph.record import Recorder, Recording
+from dse.graph.recording_cache import CacheLayout, RecordingCache
 from dse.graph.skeleton import Skeleton, build_skeleton, one_line
-from dse.graph.solve import CHECKS, Point, solve
+from dse.graph.solve import Point, solve
 from dse.graph.source import ModelSource
 
 
@@ -32,19 +34,20 @@ def trace_model(source: ModelSource) -> OperatorGraph:
             polynomials in (batch, query, context).
     """
     skeleton = build_skeleton(source)
-    layouts = _cache_layouts(skeleton, source)
-    recordings = {point: _run(skeleton, layouts, point, source) for point in (*GRID, *CHECKS)}
-    first = recordings[GRID[0]]
+    skeleton = replace(skeleton, layouts=_cache_layouts(skeleton, source))
+    probe = skeleton.probe
+    recordings = {point: _run(skeleton, point, source) for point in probe.points}
+    first = recordings[probe.grid[0]]
     for point, recording in recordings.items():
         if recording.sequence() != first.sequence():
             raise ConfigError(
-                f"its operators at (batch, query, context) = {point} differ from those at {GRID[0]}",
+                f"its operators at (batch, query, context) = {point} differ from those at {probe.grid[0]}",
                 file=source.name,
             )
     groups = merge(first, skeleton.model, source.name)
     measured = {point: measure(recording, groups) for point, recording in recordings.items()}
     names = name_groups(skeleton, groups)
-    traced = solve(skeleton, first, groups, names, measured, source)
+    traced = solve(skeleton, first, groups, names, measured, probe, source)
     graph = assemble(skeleton, traced, source)
     counted = sum(op.parameters * part.repeats for part in graph.parts for op in part.ops)
     if counted != skeleton.parameters:
@@ -56,46 +59,42 @@ def trace_model(source: ModelSource) -> OperatorGraph:
     return graph
 
 
-def _cache_layouts(skeleton: Skeleton, source: ModelSource) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return per layer (heads, width) of the keys and of the values, from a short prefill."""
+def _cache_layouts(skeleton: Skeleton, source: ModelSource) -> tuple[CacheLayout, ...]:
+    """Return what each layer keeps, from a short prefill."""
+    if skeleton.cache_argument is None:
+        return (CacheLayout(),) * len(skeleton.kind_of)
     recorder = Recorder(skeleton.model)
-    cache = RecordingCache(recorder)
+    cache = RecordingCache(recorder, skeleton.cache_kinds)
     _forward(skeleton, recorder, cache, 1, 3, source)
-    layers = cache.layers
-    if len(layers) != len(skeleton.kind_of) or any(layer.keys is None for layer in layers):
-        raise ConfigError("not every layer uses the key-value cache", file=source.name)
-    return [
-        (
-            (layer.keys.shape[1], layer.keys.shape[3]),
-            (layer.values.shape[1], layer.values.shape[3]),
-        )
-        for layer in layers
-    ]
+    layouts = cache.layouts()
+    if CacheLayout() in layouts:
+        raise ConfigError("not every layer uses the cache", file=source.name)
+    return layouts
 
 
-def _run(
-    skeleton: Skeleton,
-    layouts: list[tuple[tuple[int, int], tuple[int, int]]],
-    point: Point,
-    source: ModelSource,
-) -> Recording:
+def _run(skeleton: Skeleton, point: Point, source: ModelSource) -> Recording:
     """Record one pass of ``query`` tokens after ``context - query`` cached ones."""
     batch, query, context = point
     recorder = Recorder(skeleton.model)
-    cache = RecordingCache(recorder)
-    cache.fill(layouts, batch, context - query)
+    cache = RecordingCache(recorder, skeleton.cache_kinds)
+    if skeleton.cache_argument is not None:
+        cache.fill(skeleton.layouts, batch, context - query)
     return _forward(skeleton, recorder, cache, batch, query, source)
 
 
 def _forward(
     skeleton: Skeleton, recorder: Recorder, cache: RecordingCache, batch: int, query: int, source: ModelSource
 ) -> Recording:
-    tokens = torch.zeros(batch, query, dtype=torch.long, device="meta")
-    arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": True, skeleton.cache_argument: cache}
+    name = skeleton.model.main_input_name
+    arguments: dict[str, Any] = {name: _input(skeleton, batch, query)}
+    if skeleton.cache_argument is not None:
+        arguments |= {"use_cache": True, skeleton.cache_argument: cache}
 
-    def forward() -> torch.Tensor:
-        logits: torch.Tensor = skeleton.model(**arguments).logits
-        return logits
+    def forward() -> list[torch.Tensor]:
+        output = skeleton.model(**arguments)
+        if skeleton.cache_argument is not None:
+            return [output.logits]
+        return [value for value in output.values() if isinstance(value, torch.Tensor)]
 
     try:
         return recorder.run(forward)
@@ -103,6 +102,15 @@ def _forward(
         raise
     except Exception as error:
         raise ConfigError(_explain(error), file=source.name) from error
+
+
+def _input(skeleton: Skeleton, batch: int, query: int) -> torch.Tensor:
+    """Return token ids (batch, query), or images (batch, channels, height, width)."""
+    if skeleton.probe != VISION:
+        return torch.zeros(batch, query, dtype=torch.long, device="meta")
+    config = skeleton.config
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    return torch.empty(batch, config.num_channels, height, width, dtype=torch.bfloat16, device="meta")
 
 
 def _explain(error: Exception) -> str:

@@ -17,7 +17,7 @@ import dse.graph.trace
 from dse.errors import ConfigError
 from dse.graph.cache import graph_path, load_graph
 from dse.graph.extent import Extent
-from dse.graph.operator import Attention, Block, Edge, Op, OperatorGraph
+from dse.graph.operator import Attention, Block, Edge, Experts, Op, OperatorGraph
 from dse.graph.serialise import graph_from_json, graph_to_json
 from dse.graph.source import ModelSource
 from dse.graph.view import extent_text, to_networkx, write_graphml
@@ -37,6 +37,8 @@ ops = st.builds(
     input_shapes=st.lists(st.lists(extents, max_size=3).map(tuple), max_size=2).map(tuple),
     attention=st.none() | st.builds(Attention, sizes, sizes, sizes, st.none() | sizes),
     tied_to=st.none() | st.text(max_size=5),
+    experts=st.none() | st.builds(Experts, sizes, sizes),
+    state_elements=extents,
 )
 
 
@@ -55,7 +57,7 @@ def test_every_graph_survives_a_round_trip_through_json(first: list[Op], second:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"schema_version": 99}, "schema_version: must be 1, but got 99"),
+        ({"schema_version": 99}, "schema_version: must be 2, but got 99"),
         ({"blocks": None}, "is not an operator graph"),
         ({"prologue": {"ops": 3}}, "is not an operator graph"),
     ],
@@ -83,7 +85,7 @@ def test_a_second_load_reads_the_file(llama_source: ModelSource, monkeypatch: py
 
 
 @pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema_version": 1}', "\x00\x01"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema_version": 2}', "\x00\x01"])
 def test_a_damaged_file_is_traced_again(
     llama_source: ModelSource, llama_graph: OperatorGraph, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
