@@ -48,7 +48,7 @@ class ConfigError(DseError, ValueError):
         self.allowed = None if allowed is None else sorted(allowed)
         where = ": ".join(part for part in (file, path) if part)
         text = f"{where}: {message}" if where else message
-        if self.allowed is not None:
+        if self.allowed:
             text += nearest_hint(str(value), self.allowed)
         super().__init__(text)
 

@@ -24,6 +24,7 @@ from hardware_specs.parts import (
     with_family_energy,
 )
 from hardware_specs.reader import Reader
+from hardware_specs.sanity import RULES
 from hardware_specs.spec import Cluster, ClusterNode, HardwareSpec, RuntimeProfile
 
 
@@ -50,6 +51,8 @@ def parse_device(content: object, file: str) -> HardwareSpec:
     pairs = operand_pairs(document.pairs, compute, read)
     arithmetic = flop_per_cycle(document.arithmetic, read)
     sparsity = sparsity_of(document.sparsity, read)
+    for name in document.exceptions:
+        read.known_key(name, "exceptions", tuple(RULES))
     if document.availability == "incomplete" and not document.missing:
         raise ConfigError("an incomplete device needs 'missing': what lacks, and why", file=file)
     reserve_bytes = read.maybe(document.reserve, "reserve", "bytes", zero=True) or 0.0

@@ -263,10 +263,10 @@ class HardwareSpec:
         """Why nothing on this device can be timed, None if its file is complete enough."""
         if self.availability != "incomplete":
             return None
-        lacks = "; ".join(f"{what}: {why}" for what, why in self.missing.items())
-        return (
-            f"its spec is incomplete and cannot be timed ({lacks}); a copy of its file takes numbers of yours"
-        )
+        (first, why), *others = self.missing.items()
+        more = f", as are {', '.join(what for what, _ in others)}" if others else ""
+        lacks = f"{first} is missing ({why}){more}"
+        return f"incomplete, so it cannot be timed: {lacks}; a copy of its file takes numbers of your own"
 
     def path(self, kind: str) -> ComputePath:
         """Return the compute path of a kind.
