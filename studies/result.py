@@ -18,9 +18,10 @@ class Predicted:
     """What the analytic models say of a plan.
 
     ``energy_excludes_static`` names the devices whose static power is unknown and therefore left out.
+    ``memory_bytes`` is what the model takes on each device, without the runtime's own reserve.
     ``kl_nats`` is the additive prediction (sum of unit sensitivities); ``effective_bits`` counts all
     parameters, ``linear_effective_bits`` the linears of the blocks only. ``memory_parts`` optionally splits
-    ``memory_bytes`` per device into "weights", "kv", "activations" and "reserve".
+    ``memory_bytes`` per device into "weights", "kv" and "activations".
     """
 
     kl_nats: float

@@ -29,6 +29,7 @@ def latency_quality_front(
     *,
     formula: Formula = "round",
     time_limit_s: float | None = 120.0,
+    n_relaxations: int | None = None,
     gap_frac: float = 1e-9,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Solution]:
@@ -46,6 +47,7 @@ def latency_quality_front(
         formula: as in ``Goal``.
         time_limit_s: for all solves together; what remains is shared evenly, so that late points may carry a
             gap. None for no limit.
+        n_relaxations: linear programmes per solve, a limit that stops at the same place on every machine.
         gap_frac: per solve.
         progress: called with (solves done, ``n_points``).
 
@@ -58,9 +60,9 @@ def latency_quality_front(
 
     def limits(n_left: int) -> Limits:
         if time_limit_s is None:
-            return Limits(gap_frac=gap_frac)
+            return Limits(n_relaxations=n_relaxations, gap_frac=gap_frac)
         left = max(time_limit_s - (time.monotonic() - began), 0.05)
-        return Limits(time_s=left / max(n_left, 1), gap_frac=gap_frac)
+        return Limits(time_s=left / max(n_left, 1), n_relaxations=n_relaxations, gap_frac=gap_frac)
 
     def report(done: int) -> None:
         if progress is not None:
@@ -70,7 +72,9 @@ def latency_quality_front(
     if fastest.arrangement is None or fastest.penalty is None:
         return [fastest]
     report(1)
-    best_quality = least_penalty(problem, time_limit_s=limits(n_points - 1).time_s)
+    best_quality = least_penalty(
+        problem, time_limit_s=limits(n_points - 1).time_s, n_relaxations=n_relaxations
+    )
     corners = [_Corner(fastest.penalty, fastest)]
     if best_quality.value is not None and best_quality.arrangement is not None:
         bound = best_quality.value

@@ -98,7 +98,11 @@ def solve(
 
 
 def least_penalty(
-    problem: PipelineProblem, *, time_limit_s: float | None = 30.0, gap_frac: float = 1e-9
+    problem: PipelineProblem,
+    *,
+    time_limit_s: float | None = 30.0,
+    n_relaxations: int | None = None,
+    gap_frac: float = 1e-9,
 ) -> Solution:
     """Return the arrangement of least penalty that fits into memory; ``value`` and ``bound`` are penalties.
 
@@ -108,7 +112,7 @@ def least_penalty(
     goal = Goal()
     lanes = LaneFactory(problem, goal, quality_only=True).lanes()
     outcome = BranchAndBound(
-        lanes, None, Limits(time_s=time_limit_s, gap_frac=gap_frac), Memory(), Incumbent()
+        lanes, None, Limits(time_limit_s, n_relaxations, gap_frac), Memory(), Incumbent()
     ).run()
     return _solution(problem, goal, outcome, time.monotonic() - began, quality_only=True)
 

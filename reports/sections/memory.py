@@ -61,12 +61,16 @@ def _plan(result: StudyResult, point: Point) -> PlanMemory:
     for name, used in point.predicted.memory_bytes.items():
         entry = device_entry(result, name)
         parts = (point.predicted.memory_parts or {}).get(name, {"total": used})
-        devices.append(
-            DeviceMemory(
-                name, used, entry.get("memory_capacity_bytes") if entry else None, tuple(parts.items())
-            )
-        )
+        devices.append(DeviceMemory(name, used, usable_bytes(entry, name), tuple(parts.items())))
     return PlanMemory(plan_label(point, result.chosen), tuple(devices))
+
+
+def usable_bytes(entry: dict[str, Any] | None, device: str) -> float | None:
+    """Return what the model may use of a device, None where the result does not say."""
+    if entry is None:
+        return None
+    usable: float | None = entry.get("usable_bytes", {}).get(device)
+    return entry.get("memory_capacity_bytes") if usable is None else usable
 
 
 def axis_end_bytes(plan: PlanMemory) -> float:

@@ -1,0 +1,248 @@
+"""From choices to points: the best arrangement of an assignment, the exact front, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dse.evaluate.effective_bits import effective_bits
+from dse.evaluate.plan_cost import predict
+from dse.formats.grammar import parse_precision
+from dse.partition.branch import Limits
+from dse.partition.from_table import TableProblem, problem_from_table
+from dse.partition.front import latency_quality_front
+from dse.partition.problem import Goal, Solution
+from dse.partition.solve import Planner
+from dse.plan import Assignment, Plan
+from dse.search.knapsack import allocate
+from dse.sensitivity.table import SensitivityTable
+from studies.prepare import Prepared
+from studies.result import Predicted
+from studies.schema import Study
+
+MAX_RELAXATIONS = 4000  # a limit that, unlike seconds, stops at the same place on every machine
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with the solution that it comes from and its prediction."""
+
+    name: str
+    origin: str
+    plan: Plan
+    predicted: Predicted
+    solution: Solution
+
+    @property
+    def solver(self) -> dict[str, Any]:
+        """The proof, without what differs between equal runs."""
+        return {
+            "status": self.solution.status,
+            "value": self.solution.value,
+            "bound": self.solution.bound,
+            "gap_frac": self.solution.gap_frac,
+            "binding": self.solution.binding,
+        }
+
+
+@dataclass(frozen=True)
+class Arranger:
+    """Solves the placement of assignments on the cluster of a study."""
+
+    study: Study
+    prepared: Prepared
+    sensitivity: SensitivityTable
+
+    @cached_property
+    def precision_index(self) -> dict[str, int]:
+        """Position of each precision, by name."""
+        return {precision.name: q for q, precision in enumerate(self.prepared.precisions)}
+
+    @cached_property
+    def searched(self) -> NDArray[np.bool_]:
+        """(U, Q) choices of the search: the study's precisions, without those of the baselines alone."""
+        wanted = {parse_precision(text).name for text in self.study.precisions}
+        allowed = np.array([precision.name in wanted for precision in self.prepared.precisions])
+        return np.broadcast_to(allowed, (len(self.prepared.units), len(allowed))).copy()
+
+    @cached_property
+    def _penalty(self) -> NDArray[np.float64]:
+        """(U, Q) in the order of units and precisions."""
+        columns = [self.sensitivity.precisions.index(p) for p in self.prepared.precisions]
+        return self.sensitivity.penalty[:, columns]
+
+    @cached_property
+    def uniform_names(self) -> tuple[str, ...]:
+        """Names of the precisions of the study's uniform plans, in order."""
+        names = (parse_precision(text).name for text in self.study.uniform)
+        return tuple(name for name in dict.fromkeys(names) if name in self.precision_index)
+
+    def uniform_bits(self) -> list[float]:
+        """Return the effective bits of the linears of every uniform plan below 16 bits."""
+        units = tuple(unit.name for unit in self.prepared.units)
+        precisions = [self.prepared.precisions[self.precision_index[name]] for name in self.uniform_names]
+        return [
+            effective_bits(self.prepared.graph, Assignment.uniform(units, precision), self.prepared.units)[1]
+            for precision in precisions
+            if not precision.weights.is_float
+        ]
+
+    def why_infeasible(self, max_penalty: float | None = None) -> str:
+        """Return why nothing fits, and the smallest relaxation that the planner knows."""
+        problem = self._problem(self.searched).problem
+        solution = Planner(problem, Goal()).solve(max_penalty)
+        return f"{self.study.model} does not fit {self.study.cluster}: {solution.binding}"
+
+    def fastest(self, max_penalty: float | None, theta_s: float, time_limit_s: float) -> Candidate | None:
+        """Return the fastest plan within a penalty bound, None where there is none."""
+        found: list[Candidate] = []
+        for usable in self._kv_groups(self.searched):
+            problem = self._problem(usable)
+            planner = Planner(problem.problem, Goal(theta_s=theta_s), Limits(time_s=time_limit_s))
+            candidate = self._candidate(problem, planner.solve(max_penalty), "plan", "exact")
+            if candidate is not None:
+                found.append(candidate)
+        return min(found, key=lambda c: c.solution.value or 0.0, default=None)
+
+    def exact_front(self, progress: Any = None) -> list[Candidate]:
+        """Return the proven front of seconds against predicted quality.
+
+        A runtime with one KV-cache format for all layers gets one front for each format, and the union.
+        """
+        found: list[Candidate] = []
+        for usable in self._kv_groups(self.searched):
+            problem = self._problem(usable)
+            solutions = latency_quality_front(
+                problem.problem,
+                self.study.search.front_points,
+                time_limit_s=None,
+                n_relaxations=MAX_RELAXATIONS,
+                progress=progress,
+            )
+            found += [
+                candidate
+                for index, solution in enumerate(solutions)
+                if (candidate := self._candidate(problem, solution, f"exact-{len(found) + index}", "exact"))
+            ]
+        return found
+
+    def within_sizes(self, sizes_bytes: Iterable[tuple[str, float]]) -> list[Candidate]:
+        """Return, for each named budget of stored weight bytes, the best assignment within it, placed.
+
+        The multiple-choice knapsack is solved exactly; an assignment that no placement fits is left out.
+        """
+        found: dict[str, Candidate] = {}
+        size = self.prepared.table.unit_weight_bytes
+        for name, budget in sizes_bytes:
+            for usable in self._kv_groups(self.searched):
+                allocation = allocate(self._penalty, size, budget, usable)
+                if not allocation.choices:
+                    continue
+                candidate = self.place(allocation.choices, f"within-{name}", "exact")
+                if candidate is not None:
+                    found.setdefault(candidate.plan.assignment.hash, candidate)
+        return list(found.values())
+
+    def place(self, choices: Sequence[int], name: str, origin: str) -> Candidate | None:
+        """Return the fastest placement of an assignment, or None where none fits.
+
+        Args:
+            choices: (U,) precision index of every unit.
+            name, origin: of the candidate.
+        """
+        problem = self._problem(self._only(choices))
+        solution = Planner(problem.problem, Goal(), Limits(n_relaxations=MAX_RELAXATIONS)).solve(None)
+        return self._candidate(problem, solution, name, origin)
+
+    def place_or_overflow(self, choices: Sequence[int], name: str, origin: str) -> tuple[Candidate, float]:
+        """Return the fastest placement and the bytes by which it exceeds the devices' memory.
+
+        Where none fits, memory is ignored for the placement, so that its numbers still say something.
+        """
+        candidate = self.place(choices, name, origin)
+        if candidate is not None:
+            return candidate, 0.0
+        problem = self._problem(self._only(choices))
+        everything = problem.problem.memory_bytes.max(axis=1).sum() + problem.problem.first_bytes
+        activations = problem.problem.activation_bytes
+        everything += problem.problem.last_bytes + (0.0 if activations is None else activations.max())
+        roomy = replace(
+            problem.problem, capacity_bytes=np.full_like(problem.problem.capacity_bytes, 2 * everything)
+        )
+        solution = Planner(roomy, Goal(), Limits(n_relaxations=MAX_RELAXATIONS)).solve(None)
+        candidate = self._candidate(problem, solution, name, origin)
+        assert candidate is not None
+        cost = predict(candidate.plan, self.prepared.table, self.prepared.cluster, self.study.workload)
+        return candidate, sum(cost.missing_bytes.values())
+
+    def choices_of(self, assignment: Assignment) -> tuple[int, ...]:
+        """Return the precision index of every unit."""
+        by_unit = assignment.by_unit
+        return tuple(self.precision_index[by_unit[unit.name].name] for unit in self.prepared.units)
+
+    def additive_penalty(self, choices: Sequence[int]) -> float:
+        """Return the summed penalties of an assignment."""
+        return float(self._penalty[np.arange(len(choices)), list(choices)].sum())
+
+    def _only(self, choices: Sequence[int]) -> NDArray[np.bool_]:
+        usable = np.zeros((len(self.prepared.units), len(self.prepared.precisions)), dtype=bool)
+        usable[np.arange(len(choices)), list(choices)] = True
+        return usable
+
+    def _kv_groups(self, usable: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+        """Split the choices by KV format where the runtime has one for all layers."""
+        if not self.prepared.runtime.kv_is_global:
+            return [usable]
+        formats = [precision.kv.name for precision in self.prepared.precisions]
+        groups = [usable & (np.array(formats) == name)[None, :] for name in dict.fromkeys(formats)]
+        return [group for group in groups if group.any(axis=1).all()]
+
+    def _problem(self, usable: NDArray[np.bool_]) -> TableProblem:
+        return problem_from_table(
+            self.prepared.table,
+            self.sensitivity,
+            self.prepared.cluster,
+            self.study.workload,
+            usable=usable,
+            mixed_within_layer=self.prepared.runtime.mixed_within_layer,
+        )
+
+    def _candidate(
+        self, problem: TableProblem, solution: Solution, name: str, origin: str
+    ) -> Candidate | None:
+        if solution.arrangement is None:
+            return None
+        plan = problem.plan_from(
+            solution.arrangement, model=self.study.model, granularity=self.study.granularity, name=name
+        )
+        return Candidate(name, origin, plan, self.predict(plan), solution)
+
+    def predict(self, plan: Plan) -> Predicted:
+        """Return what the models say of a plan."""
+        cost = predict(plan, self.prepared.table, self.prepared.cluster, self.study.workload)
+        parts = {
+            device: {"weights": use.weights, "kv": use.kv, "activations": use.activations}
+            for device, use in cost.memory_bytes.items()
+        }
+        whole, linear = effective_bits(self.prepared.graph, plan.assignment, self.prepared.units)
+        return Predicted(
+            kl_nats=self.additive_penalty(self.choices_of(plan.assignment)),
+            ttft_s=cost.ttft_s,
+            tpot_s=cost.tpot_s,
+            total_s=cost.total_s,
+            throughput_tokens_per_s=cost.throughput_tokens_per_s,
+            energy_j_per_token=cost.energy_j_per_token,
+            energy_excludes_static=list(cost.energy_excludes_static),
+            cost_usd_per_mtok=cost.cost_usd_per_mtok,
+            memory_bytes={device: sum(part.values()) for device, part in parts.items()},
+            memory_total_bytes=sum(sum(part.values()) for part in parts.values()),
+            effective_bits=whole,
+            linear_effective_bits=linear,
+            provenance=cost.provenance,
+            memory_parts=parts,
+        )

@@ -1,0 +1,102 @@
+"""One exact plan: the fastest arrangement within a quality bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dse.errors import ConfigError, NoFeasiblePlan
+from dse.sensitivity.noise import METRIC as NOISE
+from dse.sensitivity.noise import noise_table
+from dse.sensitivity.table import SensitivityTable
+from studies.arrange import Arranger, Candidate
+from studies.prepare import Prepared, prepare
+from studies.progress import StudyProgress
+from studies.schema import Study
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what it was found from."""
+
+    candidate: Candidate
+    prepared: Prepared
+    sensitivity: SensitivityTable
+
+
+def fastest_plan(
+    study: Study,
+    progress: StudyProgress,
+    *,
+    max_penalty: float | None = None,
+    theta_s: float = 0.0,
+    time_limit_s: float = 60.0,
+) -> Planned:
+    """Return the fastest plan whose penalty is within the bound.
+
+    Args:
+        study: ``metric`` may be "auto" (variance where the model has weights, else noise) or "noise";
+            ``uniform`` names the precision whose uniform plan sets the bound.
+        progress: told the steps.
+        max_penalty: the bound; None takes that of the uniform plan.
+        theta_s: seconds that one unit of penalty is worth, instead of a bound where it is above 0.
+        time_limit_s: for the solver; when it is met the incumbent is returned with its true gap.
+
+    Raises:
+        ConfigError: a name or value is not allowed.
+        NoFeasiblePlan: nothing fits, or nothing is as good.
+    """
+    study, with_weights = _resolved_metric(study)
+    prepared = prepare(study, progress.step, weights=with_weights)
+    sensitivity = _sensitivity(study, prepared, progress) if with_weights else _noise(prepared)
+    arranger = Arranger(study, prepared, sensitivity)
+    if max_penalty is None and theta_s == 0:
+        if not arranger.uniform_names:
+            raise ConfigError(
+                f"no device of {study.cluster} runs {study.uniform[0]}, so nothing can be held against it: "
+                "give --max-penalty, or another --as-good-as",
+                path="--as-good-as",
+            )
+        index = arranger.precision_index[arranger.uniform_names[0]]
+        max_penalty = arranger.additive_penalty((index,) * len(prepared.units))
+    progress.step("solving bits, partition and micro-batches")
+    candidate = arranger.fastest(max_penalty, theta_s, time_limit_s)
+    if candidate is None:
+        raise NoFeasiblePlan(arranger.why_infeasible(max_penalty))
+    return Planned(candidate, prepared, sensitivity)
+
+
+def _resolved_metric(study: Study) -> tuple[Study, bool]:
+    """Return the study with a definite metric, and whether it needs weights."""
+    from studies.catalogue import resolve_model
+
+    metric = study.metric
+    if metric == "auto":
+        source = resolve_model(study.model)
+        metric = "variance" if source.has_weights or source.checkpoint is not None else "noise"
+    if metric == "noise":
+        return replace(study, metric=NOISE), False
+    import dse.sensitivity.measure  # noqa: F401  (registers the metrics)
+    from dse.sensitivity.metric import METRICS
+
+    METRICS.get(metric)
+    return replace(study, metric=metric), True
+
+
+def _noise(prepared: Prepared) -> SensitivityTable:
+    return noise_table(prepared.graph, prepared.units, prepared.precisions)
+
+
+def _sensitivity(study: Study, prepared: Prepared, progress: StudyProgress) -> SensitivityTable:
+    from dse.sensitivity.measure import measure_sensitivity
+    from studies.measuring import Bench, sensitivity_cache
+
+    bench = Bench.of(prepared.source, prepared.graph, prepared.units, study.quality, study.seed)
+    progress.step(f"sensitivity: {study.metric} of {len(prepared.units)} units")
+    return measure_sensitivity(
+        study.metric,
+        bench.sensitivity_evaluator(),
+        prepared.units,
+        prepared.precisions,
+        cache=sensitivity_cache(),
+        progress=progress.advance,
+    )

@@ -1,0 +1,262 @@
+"""The walk of the main job: names to objects, sensitivities, search, measured finalists, result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dse.errors import NoFeasiblePlan
+from dse.evaluate.quality import Quality, QualityEvaluator
+from dse.search.tpe import SearchOutcome
+from dse.sensitivity.measure import measure_sensitivity
+from dse.sensitivity.table import SensitivityTable
+from studies.arrange import Arranger, Candidate
+from studies.choose import compare_with_uniform, non_dominated_points, recommend, spread
+from studies.describe import (
+    describe_devices,
+    describe_model,
+    provenance,
+    roofline,
+    sensitivity_section,
+    timeline,
+)
+from studies.folder import RunFolder
+from studies.measuring import Bench, sensitivity_cache
+from studies.prepare import Prepared, prepare
+from studies.progress import StudyProgress
+from studies.result import Measured, Point, StudyResult
+from studies.schema import Study
+from studies.trials import OBJECTIVES, Trials, volumes
+
+INDICATORS = ("variance", "variance_stochastic")
+
+
+@dataclass
+class _Clock:
+    """Seconds per step: the only numbers that differ between equal runs."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time one step."""
+        began = time.perf_counter()
+        yield
+        self.seconds[f"{name}_s"] = round(time.perf_counter() - began, 3)
+
+
+def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> StudyResult:
+    """Run a study and return its result; everything measured on the way is cached for the next run.
+
+    Raises:
+        ConfigError: a name or value in the study is not allowed.
+        NoFeasiblePlan: no assignment fits the cluster; the text says what is missing.
+    """
+    clock = _Clock()
+    began = time.time()
+    with clock.step("prepare"):
+        prepared = prepare(study, progress.step)
+        bench = Bench.of(prepared.source, prepared.graph, prepared.units, study.quality, study.seed)
+    with clock.step("sensitivity"):
+        evaluator = bench.sensitivity_evaluator()
+        tables = _sensitivities(study, prepared, evaluator, progress)
+        trial_evaluator = bench.trial_evaluator(evaluator)
+        del evaluator
+    arranger = Arranger(study, prepared, tables[0])
+    with clock.step("exact_front"):
+        progress.step("solving bits and partition exactly")
+        exact = _exact(arranger, progress)
+    with clock.step("uniform_plans"):
+        progress.step("placing uniform plans")
+        uniform = _uniform(arranger)
+    with clock.step("trials"):
+        progress.step("searching what is not separable")
+        trials = Trials(arranger, trial_evaluator)
+        seeds = _distinct([*exact, *(entry for entry in uniform if entry.name in _searched_names(study))])
+        outcome = trials.run(seeds, study.search.trials, folder.journal, progress)
+    with clock.step("finalists"):
+        progress.step("measuring the finalists")
+        judge = bench.finalist_evaluator()
+        finalists = _finalists(study, arranger, trials, exact, outcome)
+        reference = judge.reference()
+        points = _measure(judge, finalists, progress)
+        progress.step("measuring uniform plans")
+        baselines = _measure(judge, uniform, progress)
+    return _result(
+        study, prepared, tables, points, baselines, reference, outcome, judge, clock.seconds, began
+    )
+
+
+def _sensitivities(
+    study: Study, prepared: Prepared, evaluator: QualityEvaluator, progress: StudyProgress
+) -> list[SensitivityTable]:
+    """Measure the study's metric first, then the indicators that it is compared with."""
+    tables = []
+    for metric in dict.fromkeys((study.metric, *INDICATORS)):
+        progress.step(f"sensitivity: {metric} of {len(prepared.units)} units")
+        tables.append(
+            measure_sensitivity(
+                metric,
+                evaluator,
+                prepared.units,
+                prepared.precisions,
+                cache=sensitivity_cache(),
+                progress=progress.advance,
+            )
+        )
+    return tables
+
+
+def _exact(arranger: Arranger, progress: StudyProgress) -> list[Candidate]:
+    """Return the proven front, and the best assignment within the size of every uniform plan."""
+    front = arranger.exact_front(progress.advance)
+    if not front:
+        raise NoFeasiblePlan(arranger.why_infeasible())
+    table = arranger.prepared.table
+    budgets = [
+        (precision.weights.name, float(table.unit_weight_bytes[:, q].sum()))
+        for q, precision in enumerate(arranger.prepared.precisions)
+        if not precision.weights.is_float
+    ]
+    return front + arranger.within_sizes(dict(budgets).items())
+
+
+def _uniform(arranger: Arranger) -> list[Candidate]:
+    """Place the uniform plan of every precision that the study names; those that do not fit are left out."""
+    n_units = len(arranger.prepared.units)
+    found = []
+    for text in arranger.uniform_names:
+        q = arranger.precision_index[text]
+        candidate = arranger.place((q,) * n_units, f"uniform-{text.replace('/', '+')}", "uniform")
+        if candidate is not None:
+            found.append(candidate)
+    return found
+
+
+def _searched_names(study: Study) -> set[str]:
+    """Names of the uniform plans whose precision is among the searched ones."""
+    from dse.formats.grammar import parse_precision
+
+    names = {parse_precision(text).name for text in study.precisions}
+    return {f"uniform-{name.replace('/', '+')}" for name in names}
+
+
+def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates without repeated assignments, the first of each."""
+    found: dict[str, Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.plan.assignment.hash, candidate)
+    return list(found.values())
+
+
+def _finalists(
+    study: Study,
+    arranger: Arranger,
+    trials: Trials,
+    exact: Sequence[Candidate],
+    outcome: SearchOutcome,
+) -> list[Candidate]:
+    """Choose what is measured: the best within every uniform size, and a spread over the trials' front."""
+    front = [outcome.trials[number] for number in outcome.front]
+    known = {arranger.choices_of(c.plan.assignment): c for c in exact}
+    candidates, rows = [], []
+    for trial in front:
+        choices = trials.precisions_of(trial.choices)
+        candidate = known.get(choices) or arranger.place(choices, f"tpe-{trial.number}", "tpe")
+        if candidate is not None:
+            candidates.append(candidate)
+            rows.append((np.log(max(trial.values[0], 1e-6)), *trial.values[1:]))
+    objectives = np.array(rows)
+    rivals = _rivals(arranger, candidates, objectives[:, 0])
+    chosen = spread(objectives[:, :2], max(study.search.finalists, len(rivals)), rivals)
+    picked = [candidates[i] for i in chosen]
+    return sorted(_distinct(picked), key=lambda c: (c.predicted.linear_effective_bits, c.name))
+
+
+def _rivals(arranger: Arranger, candidates: Sequence[Candidate], quality: np.ndarray) -> list[int]:
+    """Return, for each uniform precision, the candidate of best quality that spends no more bits."""
+    bits = np.array([candidate.predicted.linear_effective_bits for candidate in candidates])
+    is_mixed = np.array([len(set(c.plan.assignment.by_unit.values())) > 1 for c in candidates])
+    found = []
+    for limit in arranger.uniform_bits():
+        able = np.flatnonzero((bits <= limit + 1e-9) & is_mixed)
+        if len(able):
+            found.append(int(able[quality[able].argmin()]))
+    return list(dict.fromkeys(found))
+
+
+def _measure(
+    judge: QualityEvaluator, candidates: Sequence[Candidate], progress: StudyProgress
+) -> list[Point]:
+    points = []
+    for index, candidate in enumerate(candidates):
+        quality = judge.evaluate(candidate.plan.assignment)
+        measured = Measured(
+            perplexity=quality.perplexity,
+            kl_nats=quality.kl_nats,
+            top1_agreement_frac=quality.top1_agreement_frac,
+            n_tokens=quality.n_tokens,
+            sequence_length=quality.sequence_length,
+        )
+        points.append(
+            Point(
+                candidate.name,
+                candidate.origin,
+                candidate.plan.to_json(),
+                candidate.predicted,
+                measured,
+                candidate.solver,
+            )
+        )
+        progress.advance(index + 1, len(candidates))
+    return points
+
+
+def _result(
+    study: Study,
+    prepared: Prepared,
+    tables: list[SensitivityTable],
+    points: list[Point],
+    baselines: list[Point],
+    reference: Quality,
+    outcome: SearchOutcome,
+    judge: QualityEvaluator,
+    seconds: dict[str, float],
+    began: float,
+) -> StudyResult:
+    front = non_dominated_points(points)
+    best, reason = recommend(front, reference.perplexity, study.quality.tolerance_frac)
+    return StudyResult(
+        study={**study.to_json(), "hash": study.hash},
+        model=describe_model(prepared, study),
+        devices=describe_devices(prepared),
+        units=[{"name": unit.name, "layer": unit.layer} for unit in prepared.units],
+        reference={
+            "perplexity": reference.perplexity,
+            "n_tokens": reference.n_tokens,
+            "sequence_length": reference.sequence_length,
+        },
+        front=front,
+        chosen=best.name,
+        chosen_reason=reason,
+        baselines=baselines,
+        comparisons=compare_with_uniform(points, baselines),
+        sensitivity=sensitivity_section(tables),
+        hypervolume={
+            "objectives": list(OBJECTIVES),
+            "reference": dict(zip(OBJECTIVES, outcome.reference, strict=True)),
+            **volumes(outcome),
+        },
+        progress=[
+            {"trial": number, "hypervolume": value} for number, value in enumerate(outcome.hypervolume)
+        ],
+        roofline=roofline(prepared, study),
+        timeline=timeline(best, prepared, study),
+        dropped=list(prepared.dropped),
+        provenance=provenance(study, prepared, judge),
+        times={"started_unix_s": round(began), **seconds, "total_s": round(sum(seconds.values()), 3)},
+    )
