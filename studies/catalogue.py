@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
+from dse.documents import Closed, packaged_names, parse_yaml, read_packaged, validate
 from dse.errors import ConfigError
 from dse.graph.source import ModelSource, load_source
 
+FOLDER = ("studies", "models")
 
-class ParameterCount(BaseModel):
-    """The published number of parameters, shared matrices once, and where it is published."""
+
+class _Strict(Closed):
+    """A closed mapping that takes a value for what it is: no text where a number belongs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+
+class ParameterCount(_Strict):
+    """The published number of parameters, shared matrices once, and where it is published.
+
+    ``plus_minus`` is the rounding of the published number, 0 where it is exact.
+    """
+
     value: int = Field(gt=0)
     source: str = Field(min_length=1)
+    plus_minus: int = Field(default=0, ge=0)
 
 
-class CatalogueEntry(BaseModel):
+class CatalogueEntry(_Strict):
     """One file of ``studies/models``.
 
     Attributes:
@@ -33,8 +42,6 @@ class CatalogueEntry(BaseModel):
         checkpoint: name of weights that can be fetched for it, None for an architecture only.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
     family: str = Field(min_length=1)
     config: dict[str, Any]
     parameters: ParameterCount
@@ -44,8 +51,7 @@ class CatalogueEntry(BaseModel):
 
 def model_names() -> tuple[str, ...]:
     """Return the names of all architectures in the catalogue, sorted."""
-    folder = resources.files("studies") / "models"
-    return tuple(sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")))
+    return packaged_names(*FOLDER)
 
 
 def catalogue_entry(name: str) -> CatalogueEntry:
@@ -54,11 +60,7 @@ def catalogue_entry(name: str) -> CatalogueEntry:
     Raises:
         ConfigError: no such name, or a file with missing, unknown or malformed keys.
     """
-    names = model_names()
-    if name not in names:
-        raise ConfigError(f"unknown model '{name}'", value=name, allowed=names)
-    text = (resources.files("studies") / "models" / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_entry(text, file=f"models/{name}.yaml")
+    return validate(CatalogueEntry, *read_packaged(*FOLDER, "model", name))
 
 
 def parse_entry(text: str, *, file: str) -> CatalogueEntry:
@@ -67,21 +69,7 @@ def parse_entry(text: str, *, file: str) -> CatalogueEntry:
     Raises:
         ConfigError: not YAML, or missing, unknown or malformed keys; the text gives the dotted path.
     """
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not YAML ({' '.join(str(error).split())})", file=file) from error
-    try:
-        return CatalogueEntry.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            fields = CatalogueEntry.model_fields if len(first["loc"]) == 1 else ParameterCount.model_fields
-            raise ConfigError(
-                "unknown key", file=file, path=path, value=first["loc"][-1], allowed=fields
-            ) from error
-        raise ConfigError(first["msg"], file=file, path=path, value=first.get("input")) from error
+    return validate(CatalogueEntry, parse_yaml(text, file), file)
 
 
 def resolve_model(name: str) -> ModelSource:
