@@ -1,13 +1,14 @@
-"""``dse devices``: the spec files, every number with its source."""
+"""``dse devices``: the spec files — a table, everything about one, several side by side, plots of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
 from dse.cli.options import JSON
-from dse.cli.output import emit_json, si, table
+from dse.cli.output import emit_json, note
 
 if TYPE_CHECKING:
     from hardware_specs.spec import HardwareSpec
@@ -19,118 +20,69 @@ def register(app: typer.Typer) -> None:
 
 
 def devices(
-    name: str | None = typer.Argument(
-        None, help="A device, or a YAML file of your own; without it all are listed."
+    names: list[str] | None = typer.Argument(
+        None, metavar="[NAME]...", help="Devices, or YAML files of your own: one is shown, several compared."
+    ),
+    sort: str = typer.Option(
+        "name",
+        "--sort",
+        help="name, class, year, peak, best, memory, bandwidth, ridge, tdp, efficiency, price.",
+    ),
+    device_class: str | None = typer.Option(
+        None, "--class", help="Only one class, e.g. datacenter_gpu, edge_gpu, npu, asic."
+    ),
+    plot: Path | None = typer.Option(
+        None, "--plot", help="Write peak against power and the roofs as one HTML file; names are highlighted."
     ),
     as_json: bool = JSON,
 ) -> None:
     """Show the hardware spec files, every number with its source."""
+    from dse.cli.device_tables import show_all, show_comparison, show_one
+    from dse.cli.device_values import document, ordered, summary
     from hardware_specs.loader import cluster_names, device_names, load_cluster, load_device
 
-    if name is not None:
-        spec = load_device(name)
+    chosen = [load_device(name) for name in names or ()]
+    if plot is not None:
+        _write_plot(plot, chosen, device_class)
+        return
+    if chosen:
         if as_json:
-            emit_json(_document(spec))
+            _emit([document(spec) for spec in chosen])
+        elif len(chosen) == 1:
+            show_one(chosen[0])
         else:
-            _show(spec)
+            show_comparison(chosen)
         return
-    specs = [load_device(entry) for entry in device_names()]
+    specs = ordered(_of_class([load_device(name) for name in device_names()], device_class), sort)
     if as_json:
-        emit_json({"devices": [_summary(spec) for spec in specs], "clusters": list(cluster_names())})
+        emit_json({"devices": [summary(spec) for spec in specs], "clusters": list(cluster_names())})
         return
-    rows = [
-        (
-            spec.name,
-            spec.device_class,
-            si(_peak(spec), "FLOP/s"),
-            si(spec.main_memory.capacity_bytes, "B"),
-            si(spec.main_memory.bandwidth_bytes_per_s, "B/s"),
-            si(spec.power.tdp_w, "W"),
-            "unknown" if spec.price_usd_per_h is None else f"{spec.price_usd_per_h:.2f}",
-        )
-        for spec in specs
-    ]
-    table(
-        "Devices (dense 16-bit peak)",
-        ("device", "class", "peak", "memory", "bandwidth", "TDP", "$/h"),
-        rows,
-        numeric_from=2,
-    )
-    clusters = [load_cluster(entry) for entry in cluster_names()]
-    table(
-        "Clusters",
-        ("cluster", "devices", "what"),
-        [
-            (c.name, " + ".join(f"{n.n_devices}x {n.device}" for n in c.nodes), c.description)
-            for c in clusters
-        ],
-        numeric_from=3,
-    )
+    show_all(specs, [] if device_class else [load_cluster(name) for name in cluster_names()])
 
 
-def _peak(spec: HardwareSpec) -> float | None:
-    """The native 16-bit rate, where one is published."""
-    rates = [
-        path.dense_flop_per_s
-        for path in spec.compute
-        if path.kind in {"bf16", "fp16"} and path.support == "native" and path.dense_flop_per_s is not None
-    ]
-    return max(rates, default=None)
+def _emit(documents: list[dict[str, Any]]) -> None:
+    emit_json(documents[0] if len(documents) == 1 else {"devices": documents})
 
 
-def _summary(spec: HardwareSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "class": spec.device_class,
-        "peak_16bit_flop_per_s": _peak(spec),
-        "memory_bytes": spec.main_memory.capacity_bytes,
-        "memory_bandwidth_bytes_per_s": spec.main_memory.bandwidth_bytes_per_s,
-        "tdp_w": spec.power.tdp_w,
-        "price_usd_per_h": spec.price_usd_per_h,
-    }
+def _of_class(specs: list[HardwareSpec], device_class: str | None) -> list[HardwareSpec]:
+    from dse.errors import ConfigError
+    from hardware_specs.spec import DeviceClass
+
+    classes = get_args(DeviceClass)
+    if device_class is not None and device_class not in classes:
+        raise ConfigError(f"unknown class '{device_class}'", value=device_class, allowed=classes)
+    return [spec for spec in specs if device_class in (None, spec.device_class)]
 
 
-def _document(spec: HardwareSpec) -> dict[str, Any]:
-    from dataclasses import asdict
+def _write_plot(path: Path, chosen: list[HardwareSpec], device_class: str | None) -> None:
+    """Write the page of all devices (of a class); a user's own files are added to the packaged ones."""
+    from reports.devices import write_devices_page
 
-    return asdict(spec)
+    from hardware_specs.loader import device_names, load_device
 
-
-def _show(spec: HardwareSpec) -> None:
-    table(
-        f"{spec.name}: {spec.description}",
-        ("what", "support", "dense rate", "note"),
-        [
-            (
-                path.kind,
-                path.support,
-                si(path.dense_flop_per_s, "FLOP/s") if path.support == "native" else "",
-                f"runs as {path.compute_as}" if path.compute_as else path.reason,
-            )
-            for path in spec.compute
-        ],
-        numeric_from=4,
-    )
-    table(
-        "Kernel profiles",
-        ("kernel", "of peak", "of bandwidth", "floor", "exponent", "provenance", "source"),
-        [
-            (
-                k.name,
-                f"{k.flop_eff_frac:.2f}",
-                f"{k.byte_eff_frac:.2f}",
-                si(k.floor_s, "s"),
-                f"{k.exponent:g}",
-                k.provenance,
-                k.source,
-            )
-            for k in spec.kernels
-        ],
-        numeric_from=7,
-    )
-    table(
-        "Numbers and sources",
-        ("path", "value", "unit", "confidence", "source", "note"),
-        [(s.path, f"{s.value:.6g}", s.unit, s.confidence, s.source, s.note) for s in spec.sources],
-        numeric_from=6,
-    )
+    known = {name: load_device(name) for name in device_names()}
+    known |= {spec.name: spec for spec in chosen}
+    specs = _of_class(list(known.values()), device_class)
+    specs += [spec for spec in chosen if spec not in specs]
+    write_devices_page(specs, path, highlighted=tuple(spec.name for spec in chosen))
+    note(f"wrote {path}")

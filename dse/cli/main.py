@@ -22,6 +22,8 @@ from dse.cli import (
 from dse.cli.output import fail
 from dse.errors import DseError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="dse",
     no_args_is_help=True,
@@ -50,8 +52,11 @@ def main() -> None:
         if os.environ.get("DSE_DEBUG"):
             raise
         sys.exit(fail(str(error), error.exit_code))
-    except KeyboardInterrupt:
-        sys.exit(fail("interrupted; finished work is kept, --resume goes on", 130))
+    except SystemExit as error:
+        # typer turns Ctrl-C into this exit code without a word
+        if error.code == INTERRUPTED:
+            fail("interrupted; finished work is kept, --resume goes on", INTERRUPTED)
+        raise
     except BrokenPipeError:
         # The reader of our output (head, less) left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,23 @@ def table(
     Console(width=width, highlight=False, markup=False).print(drawn)
 
 
+def plain_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric_from: int = 1
+) -> None:
+    """Print a long table of short cells to stdout, many times faster than ``table``; nothing is folded."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if index >= numeric_from else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    rule = "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * (sum(widths) + 2 * len(widths) - 2)
+    typer.echo("\n".join([title, "", line(columns), rule, *map(line, rows), ""]))
+
+
 def si(value: float | None, unit: str, digits: int = 3) -> str:
     """Return a number with an SI prefix, e.g. ``12.3 ms``; None is written as "unknown"."""
     if value is None:
