@@ -54,16 +54,30 @@ def render_report(result: StudyResult) -> str:
     sections = tuple(
         RenderedSection(s.name, s.title, s.nav, s.lead, s.render(result)) for s in all_sections()
     )
+    return render_page("page.html.j2", heading(result), sections)
+
+
+def render_page(template: str, top: object, sections: tuple[RenderedSection, ...]) -> str:
+    """Return a page as one HTML text that loads nothing.
+
+    Args:
+        template: its file in ``templates``, which extends or is ``page.html.j2``.
+        top: what the template reads as ``heading``.
+        sections: in page order; at least one.
+    """
     scripts = (_plotly_script(), _template_text("report.js"))
-    page = _environment().get_template("page.html.j2")
-    return page.render(
-        heading=heading(result),
-        sections=sections,
-        style=Markup(_template_text("style.css")),  # noqa: S704  our own file
-        scripts=[Markup(script) for script in scripts],  # noqa: S704  plotly's and our own file
-        policy=content_policy(scripts),
-        themes=Markup(json.dumps(templates(), sort_keys=True)),  # noqa: S704  our own colours
-        tags=TAG_COLOURS,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            heading=top,
+            sections=sections,
+            style=Markup(_template_text("style.css")),  # noqa: S704  our own file
+            scripts=[Markup(script) for script in scripts],  # noqa: S704  plotly's and our own file
+            policy=content_policy(scripts),
+            themes=Markup(json.dumps(templates(), sort_keys=True)),  # noqa: S704  our own colours
+            tags=TAG_COLOURS,
+        )
     )
 
 

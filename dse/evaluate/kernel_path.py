@@ -8,7 +8,7 @@ from cost_models.pricing import main_bandwidth_bytes_per_s
 from dse.errors import UnsupportedOnDevice
 from dse.formats.precision import NumberFormat, Precision
 from dse.formats.support import ComputeNeed, compute_need, storage_kind
-from hardware_specs.spec import HardwareSpec
+from hardware_specs.spec import HardwareSpec, OperandPair
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,18 @@ def linear_path(spec: HardwareSpec, precision: Precision) -> LinearPath:
 
     - unquantized: the 16-bit (or fp32) kind;
     - weight only: integer widths that the device's kernels expand, float kinds that it stores or computes;
-    - low-precision products: the device computes the kind natively; int4 products may run as int8.
+    - low-precision products: the device computes the kind natively; int4 products may run as int8;
+    - a pair of operand kinds that the spec itself speaks of: what it says.
 
     Raises:
         UnsupportedOnDevice: there is none; ``reason`` says why.
     """
     need = compute_need(precision)
+    stated = _stated_pair(spec, precision)
+    if stated is not None and stated.support == "unsupported":
+        raise _unsupported(spec, stated.weights, f"no {precision.weights.name} product: {stated.reason}")
+    if stated is not None and stated.compute_as is not None:
+        return LinearPath(stated.compute_as, need.profile, True, need.quantizes_activations)
     if need.weight_only_bits is not None:
         _check_weight_only(spec, need)
         kind = float_kind(spec, need.kind)
@@ -100,6 +106,8 @@ def check_kv(spec: HardwareSpec, fmt: NumberFormat) -> None:
 
 def supports(spec: HardwareSpec, precision: Precision) -> str | None:
     """Return why a device cannot run a precision, or None if it can."""
+    if spec.incomplete_reason is not None:
+        return spec.incomplete_reason
     try:
         main_bandwidth_bytes_per_s(spec)
         linear_path(spec, precision)
@@ -108,6 +116,13 @@ def supports(spec: HardwareSpec, precision: Precision) -> str | None:
     except UnsupportedOnDevice as error:
         return error.reason
     return None
+
+
+def _stated_pair(spec: HardwareSpec, precision: Precision) -> OperandPair | None:
+    """Return what the spec says of this very pair of operand kinds; fp16 and bf16 activations are alike."""
+    weights, activations = storage_kind(precision.weights), storage_kind(precision.activations)
+    alike = {"bf16", "fp16"} if activations in {"bf16", "fp16"} else {activations}
+    return next((p for p in spec.pairs if p.weights == weights and p.activations in alike), None)
 
 
 def _check_weight_only(spec: HardwareSpec, need: ComputeNeed) -> None:
