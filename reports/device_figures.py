@@ -1,4 +1,4 @@
-"""The drawings of the page of devices: peak against power, roofs, memory."""
+"""The scatter plots of the page of devices: peak against power, bandwidth against capacity."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from reports.blocks import Chart, Variant, hover, plotly_text
 from reports.device_points import (
     GROUPS,
     PeakPoint,
-    Roofline,
     best_points,
     peak_points,
     place_labels,
-    rooflines,
-    spread,
 )
-from reports.figures import figure
+from reports.figures import figure, log_axis
 from reports.theme import CHOSEN, OTHER, series_colour
 from reports.units import fmt_si
 
@@ -28,11 +25,10 @@ if TYPE_CHECKING:
 
 COLOURS = {group: series_colour(index) for index, group in enumerate(GROUPS.values())}
 SYMBOLS = {32: "square", 16: "circle", 8: "diamond", 6: "hexagon2", 4: "star-triangle-up"}
-WIDTH_PX, HEIGHT_PX = 1180.0, 560.0
+WIDTH_PX, HEIGHT_PX = 1140.0, 560.0
+LABELS_FROM_PX = 900
 EFFICIENCIES = (1e10, 1e11, 1e12, 1e13, 1e14)
 SWEEPS_S = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-TOKENS = (1, 16, 256, 4096)
-MAX_ROOFS = 14
 
 
 def peak_against_power(specs: Sequence[HardwareSpec], highlighted: Sequence[str]) -> Chart:
@@ -70,22 +66,32 @@ def _power_figure(points: Sequence[PeakPoint], highlighted: Sequence[str], *, wi
         (WIDTH_PX, HEIGHT_PX),
         others=[(p.tdp_w, p.flop_per_s) for p in points if p not in named],
     )
-    labels = {(p.name, p.bits): side for p, side in zip(named, sides, strict=True) if side}
+    labels = {
+        (p.name, p.bits): side or "middle left"
+        for p, side in zip(named, sides, strict=True)
+        if side or p.name in highlighted
+    }
     traces: list[Any] = [_diagonal(x_range, y_range, slope) for slope in EFFICIENCIES]
     if widths:
         traces += _columns(points)
     for group in GROUPS.values():
-        members = [point for point in points if point.group == group]
+        members = [p for p in points if p.group == group and p.name not in highlighted]
         if members:
-            traces.append(_markers(group, members, labels, highlighted, widths=widths))
+            traces.append(
+                _markers(group, members, labels, COLOURS[group], widths=widths, faint=bool(highlighted))
+            )
+    chosen = [point for point in points if point.name in highlighted]
+    if chosen:
+        traces.append(_markers("chosen", chosen, labels, CHOSEN, widths=widths, faint=False))
     traces += _legend([group for group in GROUPS.values() if any(p.group == group for p in points)])
     if widths:
         traces += _width_legend(sorted({point.bits for point in points}, reverse=True))
     return figure(
         [trace for trace in traces if trace is not None],
         height_px=int(HEIGHT_PX) + 110,
-        xaxis=_log_axis("Thermal design power [W]", x_range),
-        yaxis=_log_axis("Dense peak [operations/s]", y_range),
+        meta={"labelsFromPx": LABELS_FROM_PX},
+        xaxis=log_axis("Thermal design power [W]", x_range),
+        yaxis=log_axis("Dense peak [operations/s]", y_range),
         annotations=_diagonal_labels(x_range, y_range, EFFICIENCIES, lambda e: f"{e / 1e12:g} TOPS/W"),
     )
 
@@ -94,29 +100,56 @@ def _markers(
     group: str,
     points: Sequence[PeakPoint],
     labels: dict[tuple[str, int], str],
-    highlighted: Sequence[str],
+    colour: str,
     *,
     widths: bool,
+    faint: bool,
 ) -> go.Scatter:
+    return _scatter(
+        group,
+        [(p.tdp_w, p.flop_per_s) for p in points],
+        [p.name if (p.name, p.bits) in labels else "" for p in points],
+        [labels.get((p.name, p.bits), "top center") for p in points],
+        [_power_hover(p) for p in points],
+        colour,
+        faint=faint,
+        symbols=[SYMBOLS[p.bits] if widths else "circle" for p in points],
+    )
+
+
+def _scatter(
+    group: str,
+    places: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    sides: Sequence[str],
+    hovers: Sequence[str],
+    colour: str,
+    *,
+    faint: bool,
+    symbols: Sequence[str] | str = "circle",
+) -> go.Scatter:
+    """Labelled points of one class; the page leaves the labels out where it is narrow."""
     import plotly.graph_objects as go
 
     return go.Scatter(
-        x=[p.tdp_w for p in points],
-        y=[p.flop_per_s for p in points],
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
         mode="markers+text",
         name=group,
-        text=[plotly_text(p.name) if (p.name, p.bits) in labels else "" for p in points],
-        textposition=[labels.get((p.name, p.bits), "top center") for p in points],
-        textfont={"size": 11, "color": COLOURS[group]},
-        hovertext=[_power_hover(p) for p in points],
+        customdata=[plotly_text(name) for name in names],
+        texttemplate="%{customdata}",
+        textposition=list(sides),
+        textfont={"size": 11, "color": colour},
+        hovertext=list(hovers),
         hoverinfo="text",
         cliponaxis=False,
         legendgroup=group,
         showlegend=False,
+        opacity=0.45 if faint else 1.0,
         marker={
-            "color": [CHOSEN if p.name in highlighted else COLOURS[group] for p in points],
-            "symbol": [SYMBOLS[p.bits] if widths else "circle" for p in points],
-            "size": [15 if p.name in highlighted else 10 for p in points],
+            "color": colour,
+            "symbol": symbols,
+            "size": 14 if group == "chosen" else 10,
             "opacity": 0.9,
             "line": {"width": 1, "color": "rgba(255,255,255,0.75)"},
         },
@@ -227,119 +260,6 @@ def _diagonal_labels(
     return labels
 
 
-def roofs(specs: Sequence[HardwareSpec], highlighted: Sequence[str]) -> Chart:
-    """Draw the roofs of the chosen devices, then those of each class."""
-    lines = rooflines(specs)
-    views: list[tuple[str, list[Roofline]]] = []
-    chosen = [line for line in lines if line.name in highlighted]
-    if chosen:
-        views.append(("the chosen devices", chosen))
-    for group in GROUPS.values():
-        members = sorted((line for line in lines if line.group == group), key=lambda r: -r.flop_per_s)
-        parts = [members[start : start + MAX_ROOFS] for start in range(0, len(members), MAX_ROOFS)]
-        for number, part in enumerate(parts, start=1):
-            views.append((group if len(parts) == 1 else f"{group}, {number} of {len(parts)}", part))
-    return Chart(
-        "chart-roofs",
-        "Roofs",
-        "Attainable 16-bit operations per second against arithmetic intensity, both logarithmic, one line "
-        "per device.",
-        tuple(Variant(label, _roof_figure(members)) for label, members in views),
-        picker="Show",
-        caption="Native 16-bit rate and main memory. With 16-bit weights a matrix product does one operation "
-        "per byte and token, so the dotted lines say how many tokens at once it takes; left of its corner a "
-        "device waits for memory, and fewer weight bits move the work to the right.",
-    )
-
-
-def _roof_figure(lines: Sequence[Roofline]) -> go.Figure:
-    import plotly.graph_objects as go
-
-    ridges = [line.ridge_flop_per_byte for line in lines]
-    low, high = min(0.3, min(ridges) / 3), max(10000.0, max(ridges) * 4)
-    bottom = min(line.bytes_per_s for line in lines) * low * 0.9
-    y_range = (bottom, max(line.flop_per_s for line in lines) * 2.5)
-    decades = log10(y_range[1] / y_range[0])
-    height = max(HEIGHT_PX - 40, 20.0 * len(lines) + 200)
-    levels = spread([log10(line.flop_per_s) for line in lines], decades * 15.0 / height)
-    traces = []
-    annotations = []
-    for index, (line, level) in enumerate(zip(lines, levels, strict=True)):
-        colour = series_colour(index)
-        x = [low, line.ridge_flop_per_byte, high]
-        traces.append(
-            go.Scatter(
-                x=x,
-                y=[line.bytes_per_s * low, line.flop_per_s, line.flop_per_s],
-                mode="lines+markers",
-                name=line.name,
-                showlegend=False,
-                line={"color": colour, "width": 2, "dash": "solid" if index < 8 else "dash"},
-                marker={"size": [0, 7, 0], "color": colour},
-                hovertext=_roof_hover(line),
-                hoverinfo="text",
-            )
-        )
-        annotations.append(
-            {
-                "x": 1.0,
-                "xref": "paper",
-                "y": level,
-                "text": plotly_text(line.name),
-                "showarrow": False,
-                "xanchor": "left",
-                "xshift": 6,
-                "font": {"size": 11, "color": colour},
-            }
-        )
-    for tokens in TOKENS:
-        traces.append(_token_line(tokens, y_range))
-        annotations.append(
-            {
-                "x": log10(tokens),
-                "y": log10(y_range[0]),
-                "text": f"{tokens} token" + ("s" if tokens > 1 else ""),
-                "showarrow": False,
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "xshift": 3,
-                "font": {"size": 11},
-            }
-        )
-    widest = max(len(line.name) for line in lines)
-    return figure(
-        traces,
-        height_px=int(height) + 60,
-        margin={"l": 56, "r": int(16 + 6.6 * widest), "t": 16, "b": 48},
-        xaxis=_log_axis("Arithmetic intensity [FLOP per byte of main memory]", (low, high)),
-        yaxis=_log_axis("Attainable 16-bit rate [FLOP/s]", y_range),
-        annotations=annotations,
-    )
-
-
-def _token_line(tokens: int, y_range: tuple[float, float]) -> go.Scatter:
-    import plotly.graph_objects as go
-
-    return go.Scatter(
-        x=[tokens, tokens],
-        y=list(y_range),
-        mode="lines",
-        line={"color": OTHER, "width": 1, "dash": "dot"},
-        opacity=0.7,
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
-def _roof_hover(line: Roofline) -> str:
-    return hover(
-        line.name,
-        f"{line.kind}: {fmt_si(line.flop_per_s, 'FLOP/s')}",
-        f"memory: {fmt_si(line.bytes_per_s, 'B/s')}",
-        f"corner at {line.ridge_flop_per_byte:.3g} FLOP/B",
-    )
-
-
 def memory(specs: Sequence[HardwareSpec], highlighted: Sequence[str]) -> Chart:
     """Draw main bandwidth against capacity; diagonals are the time to read all of it once."""
     known = [
@@ -356,20 +276,23 @@ def memory(specs: Sequence[HardwareSpec], highlighted: Sequence[str]) -> Chart:
         (WIDTH_PX, HEIGHT_PX),
     )
     traces: list[Any] = [_diagonal(x_range, y_range, 1 / sweep) for sweep in SWEEPS_S]
+    entries = list(zip(known, sides, strict=True))
     for group in GROUPS.values():
         members = [
-            (entry, side)
-            for entry, side in zip(known, sides, strict=True)
-            if GROUPS[entry[0].device_class] == group
+            e for e in entries if GROUPS[e[0][0].device_class] == group and e[0][0].name not in highlighted
         ]
         if members:
-            traces.append(_memory_markers(group, members, highlighted))
+            traces.append(_memory_markers(group, members, COLOURS[group], faint=bool(highlighted)))
+    chosen = [e for e in entries if e[0][0].name in highlighted]
+    if chosen:
+        traces.append(_memory_markers("chosen", chosen, CHOSEN, faint=False))
     traces += _legend([g for g in GROUPS.values() if any(GROUPS[e[0].device_class] == g for e in known)])
     drawing = figure(
         [trace for trace in traces if trace is not None],
         height_px=int(HEIGHT_PX) + 110,
-        xaxis=_log_axis("Main memory [B]", x_range),
-        yaxis=_log_axis("Bandwidth [B/s]", y_range),
+        meta={"labelsFromPx": LABELS_FROM_PX},
+        xaxis=log_axis("Main memory [B]", x_range),
+        yaxis=log_axis("Bandwidth [B/s]", y_range),
         annotations=_diagonal_labels(
             x_range, y_range, [1 / sweep for sweep in SWEEPS_S], lambda slope: fmt_si(1 / slope, "s", 1)
         ),
@@ -387,49 +310,28 @@ def memory(specs: Sequence[HardwareSpec], highlighted: Sequence[str]) -> Chart:
 def _memory_markers(
     group: str,
     members: Sequence[tuple[tuple[HardwareSpec, float, float], str | None]],
-    highlighted: Sequence[str],
+    colour: str,
+    *,
+    faint: bool,
 ) -> go.Scatter:
-    import plotly.graph_objects as go
-
-    return go.Scatter(
-        x=[capacity for (_, capacity, _), _ in members],
-        y=[bandwidth for (_, _, bandwidth), _ in members],
-        mode="markers+text",
-        name=group,
-        text=[plotly_text(spec.name) if side else "" for (spec, _, _), side in members],
-        textposition=[side or "top center" for _, side in members],
-        textfont={"size": 11, "color": COLOURS[group]},
-        hovertext=[
+    return _scatter(
+        group,
+        [(capacity, bandwidth) for (_, capacity, bandwidth), _ in members],
+        [spec.name if side or group == "chosen" else "" for (spec, _, _), side in members],
+        [side or "top center" for _, side in members],
+        [
             hover(
                 spec.name,
                 f"{spec.main_memory.kind}: {capacity / 2**30:.4g} GiB at {fmt_si(bandwidth, 'B/s')}",
                 f"all of it in {fmt_si(capacity / bandwidth, 's')}",
-                group,
+                GROUPS[spec.device_class],
             )
             for (spec, capacity, bandwidth), _ in members
         ],
-        hoverinfo="text",
-        cliponaxis=False,
-        legendgroup=group,
-        showlegend=False,
-        marker={
-            "color": [CHOSEN if spec.name in highlighted else COLOURS[group] for (spec, _, _), _ in members],
-            "size": [15 if spec.name in highlighted else 10 for (spec, _, _), _ in members],
-            "opacity": 0.9,
-            "line": {"width": 1, "color": "rgba(255,255,255,0.75)"},
-        },
+        colour,
+        faint=faint,
     )
 
 
 def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
     return min(values) / margin, max(values) * margin
-
-
-def _log_axis(title: str, bounds: tuple[float, float]) -> dict[str, Any]:
-    return {
-        "type": "log",
-        "title": {"text": title},
-        "range": [log10(bounds[0]), log10(bounds[1])],
-        "dtick": 1,
-        "tickformat": "~s",
-    }

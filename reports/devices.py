@@ -17,12 +17,23 @@ from hardware_specs.derived import (
     ridge_flop_per_byte,
 )
 from hardware_specs.sanity import rate_16_bit
-from hardware_specs.spec import HardwareSpec
+from hardware_specs.spec import DeviceClass, HardwareSpec
 from reports.blocks import Block, Cell, Column, Details, Note, Row, Table, Tile, Tiles
 from reports.build import RenderedSection, render_page
-from reports.device_figures import memory, peak_against_power, roofs
+from reports.device_figures import memory, peak_against_power
 from reports.device_points import GROUPS, drawable, not_drawn
+from reports.device_roofs import roofs
 from reports.units import fmt_si, plural
+
+SHORT: dict[DeviceClass, str] = {
+    "datacenter_gpu": "GPU",
+    "desktop_gpu": "desktop",
+    "edge_gpu": "edge",
+    "asic": "ASIC",
+    "wafer": "wafer",
+    "npu": "NPU",
+    "cpu": "CPU",
+}
 
 Quantity = Callable[[HardwareSpec], float | None]
 
@@ -128,10 +139,10 @@ def _table(specs: Sequence[HardwareSpec], highlighted: Sequence[str]) -> Table:
         Column("Best", numeric=True),
         Column("Memory", numeric=True),
         Column("Bandwidth", numeric=True),
-        Column("Corner", numeric=True),
+        Column("Corner", "FLOP/B", numeric=True),
         Column("TDP", numeric=True),
-        Column("Per watt", numeric=True),
-        Column("Price", numeric=True),
+        Column("TOPS/W", numeric=True),
+        Column("Price", "$/h", numeric=True),
     )
     rows = tuple(Row(_cells(spec), "strong" if spec.name in highlighted else "") for spec in specs)
     return Table("Every device; a click on a heading sorts", columns, rows, sortable=True)
@@ -145,30 +156,29 @@ def _cells(spec: HardwareSpec) -> tuple[Cell, ...]:
     price = spec.price_usd_per_h
     return (
         Cell(spec.name, detail="" if spec.availability == "shipping" else spec.availability),
-        Cell(GROUPS[spec.device_class]),
+        Cell(SHORT[spec.device_class]),
         Cell("–" if spec.year is None else str(spec.year), spec.year),
         _number(rate, "FLOP/s"),
         best_cell,
         _sized(capacity_bytes(spec)),
         _number(bandwidth_bytes_per_s(spec), "B/s"),
-        _plain(ridge_flop_per_byte(spec), "FLOP/B"),
+        _plain(ridge_flop_per_byte(spec)),
         _number(spec.power.tdp_w, "W"),
-        _plain(_tops_per_w(spec), "TOPS/W"),
-        Cell("–", tone="muted") if price is None else Cell(f"${price:.2f}/h", price, detail=spec.price_date),
+        _per_watt(efficiency_flop_per_s_per_w(spec)),
+        Cell("–", tone="muted") if price is None else Cell(f"{price:.2f}", price, detail=spec.price_date),
     )
 
 
-def _tops_per_w(spec: HardwareSpec) -> float | None:
-    value = efficiency_flop_per_s_per_w(spec)
-    return None if value is None else value / 1e12
+def _per_watt(value: float | None) -> Cell:
+    return Cell("–", tone="muted") if value is None else Cell(f"{value / 1e12:.3g}", value)
 
 
 def _number(value: float | None, unit: str) -> Cell:
     return Cell("–", tone="muted") if value is None else Cell(fmt_si(value, unit), value)
 
 
-def _plain(value: float | None, unit: str) -> Cell:
-    return Cell("–", tone="muted") if value is None else Cell(f"{value:,.3g} {unit}", value)
+def _plain(value: float | None) -> Cell:
+    return Cell("–", tone="muted") if value is None else Cell(fmt_si(value), value)
 
 
 def _sized(value: float | None) -> Cell:

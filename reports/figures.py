@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log10
 from typing import TYPE_CHECKING, Any
 
 from dse.content import canonical_json
@@ -63,3 +64,14 @@ def chart_json(chart: Chart) -> str:
         }
     text = canonical_json(document)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def log_axis(title: str, bounds: tuple[float, float]) -> dict[str, Any]:
+    """Return a logarithmic axis that shows ``bounds``, one tick per decade."""
+    return {
+        "type": "log",
+        "title": {"text": title},
+        "range": [log10(bounds[0]), log10(bounds[1])],
+        "dtick": 1,
+        "tickformat": "~s",
+    }
