@@ -171,7 +171,7 @@ def _encode(text: str, folder: Path) -> list[int]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more precise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"cannot load the tokenizer ({reason})", file=str(folder)) from error
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

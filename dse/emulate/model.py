@@ -32,7 +32,7 @@ from dse.plan import Assignment
 from dse.quantize.fake import fake_quantize
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-STORE_BYTES = 1.3e9  # the demo model in bfloat16 at six precisions
+STORE_BYTES = 0.9e9  # the demo model in bfloat16 at four precisions
 
 PathFormats = tuple[tuple[str, NumberFormat], ...]
 

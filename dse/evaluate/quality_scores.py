@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-ROWS_AT_A_TIME = 128  # keeps the float32 copies of a chunk (rows x vocabulary) small
+CHUNK_ELEMENTS = 1 << 20  # float32 copies of this many logits stay in a core's cache through all passes
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,12 @@ def reference_scores(logits: Tensor, ids: Tensor, dtype: torch.dtype) -> Referen
         logits: (n_sequences, length, V); ids: (n_sequences, length).
         dtype: to store the probabilities in.
     """
-    rows = logits.flatten(0, 1)
-    probabilities = torch.empty(rows.shape, dtype=dtype)
+    probabilities = torch.empty(logits.flatten(0, 1).shape, dtype=dtype)
     self_term, top1, log_next = [], [], []
     next_ids = _next_ids(ids)
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
-        log_p = rows[part].float().log_softmax(-1)
-        probabilities[part] = log_p.exp()
-        self_term.append(_expectation(probabilities[part], log_p))
+    for part, log_p, work in _log_softmax(logits):
+        probabilities[part] = torch.exp(log_p, out=work)
+        self_term.append(_expectation(probabilities[part], log_p, work))
         top1.append(log_p.argmax(-1))
         log_next.append(log_p.gather(-1, next_ids[part, None])[:, 0])
     return ReferenceScores(
@@ -69,22 +67,35 @@ def compare(logits: Tensor, ids: Tensor, reference: ReferenceScores) -> TokenSco
         logits: (n_sequences, length, V) of the quantized model; ids: (n_sequences, length).
         reference: of the same ids.
     """
-    rows = logits.flatten(0, 1)
     cross_term, agrees, log_next = [], [], []
     next_ids = _next_ids(ids)
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
-        log_q = rows[part].float().log_softmax(-1)
-        cross_term.append(_expectation(reference.probabilities[part], log_q))
+    for part, log_q, work in _log_softmax(logits):
+        cross_term.append(_expectation(reference.probabilities[part], log_q, work))
         agrees.append(log_q.argmax(-1) == reference.top1[part])
         log_next.append(log_q.gather(-1, next_ids[part, None])[:, 0])
     kl = reference.self_term - torch.cat(cross_term)
     return TokenScores(kl, torch.cat(agrees), _nll(torch.cat(log_next), ids))
 
 
-def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
+def _log_softmax(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield (rows, their float32 log-softmax (rows, V), scratch of that shape) over all positions.
+
+    Both tensors are overwritten by the next step.
+    """
+    rows = logits.flatten(0, 1)
+    n_rows = max(1, CHUNK_ELEMENTS // rows.shape[1])
+    work = torch.empty((n_rows, rows.shape[1]), dtype=torch.float32)
+    out = torch.empty_like(work)
+    for start in range(0, len(rows), n_rows):
+        part = slice(start, min(start + n_rows, len(rows)))
+        n = part.stop - start
+        work[:n] = rows[part]
+        yield part, torch.log_softmax(work[:n], -1, out=out[:n]), work[:n]
+
+
+def _expectation(probabilities: Tensor, values: Tensor, work: Tensor) -> Tensor:
     """Return sum over the last axis of p * values: products in float32, result float64."""
-    return (probabilities.float() * values).sum(-1).double()
+    return work.copy_(probabilities).mul_(values).sum(-1).double()
 
 
 def _next_ids(ids: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from dse.emulate import checkpoint
 from dse.emulate.checkpoint import checkpoint_hash, convert_gguf, demo_checkpoint, fetch_demo
@@ -126,7 +128,6 @@ def test_corrupt_gguf_is_one_line(tmp_path: Path, content: bytes) -> None:
 
 def test_truncated_gguf_is_one_line(tmp_path: Path) -> None:
     import gguf
-    import numpy as np
 
     whole = tmp_path / "whole.gguf"
     writer = gguf.GGUFWriter(str(whole), "llama")
@@ -143,8 +144,6 @@ def test_truncated_gguf_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"cut\.gguf.*damaged") as caught:
             convert_gguf(cut)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="cannot be converted"):
-        convert_gguf(whole)  # readable, but it lacks most of a model
 
 
 def test_missing_gguf(tmp_path: Path) -> None:
@@ -163,3 +162,71 @@ def test_checkpoint_hash_needs_weights_and_follows_them(tmp_path: Path) -> None:
     assert checkpoint_hash(tmp_path) == first
     (tmp_path / "model.safetensors").write_bytes(b"2")
     assert checkpoint_hash(tmp_path) != first
+
+
+def write_gguf(path: Path, weights: dict[str, np.ndarray], heads: tuple[int, int]) -> None:
+    """Write a Llama of one block as llama.cpp does: rows of q and k interleaved by rotary pairs."""
+    import gguf
+
+    def interleave(weight: np.ndarray, n_heads: int) -> np.ndarray:
+        """Move row (half, i) of a head to row (i, half)."""
+        return weight.reshape(n_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(weights["token_embd"].shape[1])
+    writer.add_feed_forward_length(weights["blk.0.ffn_up"].shape[0])
+    writer.add_head_count(heads[0])
+    writer.add_head_count_kv(heads[1])
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(weights["token_embd"].shape[0])
+    writer.add_tokenizer_model("gpt2")
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    writer.add_token_list(letters)
+    writer.add_token_types([1] * len(letters))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    n_heads = {"blk.0.attn_q": heads[0], "blk.0.attn_k": heads[1]}
+    for name, weight in weights.items():
+        stored = interleave(weight, n_heads[name]) if name in n_heads else weight
+        writer.add_tensor(f"{name}.weight", np.ascontiguousarray(stored))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gguf_becomes_the_model_it_was_written_from(tmp_path: Path, cache: Path) -> None:
+    """Oracle: the matrices before they were stored; those of q and k went through the file's row order."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rng = np.random.default_rng(0)
+    names = {
+        "token_embd": ("model.embed_tokens", (257, 32)),
+        "blk.0.attn_q": ("model.layers.0.self_attn.q_proj", (32, 32)),
+        "blk.0.attn_k": ("model.layers.0.self_attn.k_proj", (16, 32)),
+        "blk.0.attn_v": ("model.layers.0.self_attn.v_proj", (16, 32)),
+        "blk.0.attn_output": ("model.layers.0.self_attn.o_proj", (32, 32)),
+        "blk.0.ffn_gate": ("model.layers.0.mlp.gate_proj", (64, 32)),
+        "blk.0.ffn_up": ("model.layers.0.mlp.up_proj", (64, 32)),
+        "blk.0.ffn_down": ("model.layers.0.mlp.down_proj", (32, 64)),
+    }
+    weights = {name: rng.normal(0, 1, shape).astype(np.float32) for name, (_, shape) in names.items()}
+    norms = {name: np.ones(32, np.float32) for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")}
+    file = tmp_path / "one.gguf"
+    write_gguf(file, weights | norms, (2, 1))
+    folder = convert_gguf(file)
+    assert folder.parent == cache / "checkpoints"
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for name, (path, _) in names.items():
+        expected = torch.from_numpy(weights[name]).to(torch.bfloat16)
+        assert torch.equal(module.get_submodule(path).weight.data, expected), path
+    assert AutoTokenizer.from_pretrained(folder)("a")["input_ids"] == [
+        sorted(pre_tokenizers.ByteLevel.alphabet()).index("a")
+    ]
+    file.rename(tmp_path / "moved.gguf")
+    assert convert_gguf(tmp_path / "moved.gguf") == folder
