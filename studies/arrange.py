@@ -159,26 +159,23 @@ class Arranger:
         solution = Planner(problem.problem, Goal(), Limits(n_relaxations=MAX_RELAXATIONS)).solve(None)
         return self._candidate(problem, solution, name, origin)
 
-    def place_or_overflow(self, choices: Sequence[int], name: str, origin: str) -> tuple[Candidate, float]:
-        """Return the fastest placement and the bytes by which it exceeds the devices' memory.
+    def place_or_overflow(self, choices: Sequence[int], name: str, origin: str) -> Candidate:
+        """Return the fastest placement, or where none fits, the fastest one that ignores the memory.
 
-        Where none fits, memory is ignored for the placement, so that its numbers still say something.
+        So its numbers still say something; ``missing_bytes`` says that it cannot be served.
         """
         candidate = self.place(choices, name, origin)
         if candidate is not None:
-            return candidate, 0.0
+            return candidate
         problem = self._problem(self._only(choices))
-        everything = problem.problem.memory_bytes.max(axis=1).sum() + problem.problem.first_bytes
-        activations = problem.problem.activation_bytes
-        everything += problem.problem.last_bytes + (0.0 if activations is None else activations.max())
-        roomy = replace(
-            problem.problem, capacity_bytes=np.full_like(problem.problem.capacity_bytes, 2 * everything)
-        )
+        arrays = problem.problem
+        everything = arrays.memory_bytes.max(axis=1).sum() + arrays.first_bytes + arrays.last_bytes
+        everything += 0.0 if arrays.activation_bytes is None else arrays.activation_bytes.max()
+        roomy = replace(arrays, capacity_bytes=np.full_like(arrays.capacity_bytes, 2 * everything))
         solution = Planner(roomy, Goal(), Limits(n_relaxations=MAX_RELAXATIONS)).solve(None)
         candidate = self._candidate(problem, solution, name, origin)
         assert candidate is not None
-        cost = predict(candidate.plan, self.prepared.table, self.prepared.cluster, self.study.workload)
-        return candidate, sum(cost.missing_bytes.values())
+        return candidate
 
     def choices_of(self, assignment: Assignment) -> tuple[int, ...]:
         """Return the precision index of every unit."""
@@ -245,4 +242,5 @@ class Arranger:
             linear_effective_bits=linear,
             provenance=cost.provenance,
             memory_parts=parts,
+            missing_bytes=sum(cost.missing_bytes.values()),
         )

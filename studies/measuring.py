@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from dse.content import cache_dir
-from dse.emulate.corpus import Corpus, Split, load_corpus, sample_tokens, tokenize
+from dse.emulate.corpus import Corpus, Split, TokenSample, load_corpus, sample_tokens, tokenize
 from dse.emulate.model import EmulatedModel
 from dse.errors import ConfigError
 from dse.evaluate.quality import QualityEvaluator
@@ -16,6 +17,7 @@ from dse.graph.units import Unit
 from studies.schema import QualitySpec
 
 SENSITIVITY_DTYPE = "float32"  # bfloat16 has a noise floor above the effect of 8 bits
+SENSITIVITY_STORE_BYTES = 2e8  # every rounded weight is used once or twice
 
 
 def sensitivity_cache() -> Path:
@@ -52,29 +54,33 @@ class Bench:
         return cls(source, graph, units, quality, seed, load_corpus(path))
 
     def finalist_evaluator(self) -> QualityEvaluator:
-        """Return the evaluator of whole plans: the evaluation split in the study's dtype."""
-        return self._evaluator("evaluation", self.quality.tokens, self.quality.dtype, keep_prefix=False)
+        """Return the evaluator of whole plans: the evaluation split, in the study's dtype."""
+        sample = self._sample("evaluation", self.quality.tokens)
+        return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
     def sensitivity_evaluator(self) -> QualityEvaluator:
-        """Return the evaluator of single units: the calibration split in float32, blocks before reused."""
-        return self._evaluator(
-            "calibration", self.quality.sensitivity_tokens, SENSITIVITY_DTYPE, keep_prefix=True
+        """Return the evaluator of single units: the calibration split in float32, blocks before reused.
+
+        It has a model of its own, which goes with it: it is twice the size of the others.
+        """
+        model = EmulatedModel.load(
+            self._folder, self.graph, self.units, dtype=SENSITIVITY_DTYPE, store_bytes=SENSITIVITY_STORE_BYTES
         )
+        sample = self._sample("calibration", self.quality.sensitivity_tokens)
+        return QualityEvaluator(model, sample, cache=cache_dir() / "quality", keep_prefix=True)
 
-    def trial_evaluator(self, sensitivity: QualityEvaluator) -> QualityEvaluator:
-        """Return the evaluator of trials: the sensitivities' sample, in the study's dtype."""
-        model = self._model(self.quality.dtype)
-        return QualityEvaluator(model, sensitivity.sample, cache=cache_dir() / "quality")
+    def trial_evaluator(self) -> QualityEvaluator:
+        """Return the evaluator of trials: the sensitivities' tokens, in the study's dtype."""
+        sample = self._sample("calibration", self.quality.sensitivity_tokens)
+        return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
-    def _evaluator(self, split: Split, n_tokens: int, dtype: str, *, keep_prefix: bool) -> QualityEvaluator:
-        model = self._model(dtype)
-        length = self.quality.sequence_length
-        limit = self.graph.max_context
+    def _sample(self, split: Split, n_tokens: int) -> TokenSample:
+        length, limit = self.quality.sequence_length, self.graph.max_context
         if limit is not None and length > limit:
             raise ConfigError(
                 f"is {length}, but {self.graph.model} ends at {limit} tokens", path="quality.sequence_length"
             )
-        sample = sample_tokens(
+        return sample_tokens(
             self.corpus,
             tokenize(self.corpus, self._folder),
             n_tokens=max(n_tokens // length, 1) * length,
@@ -82,10 +88,11 @@ class Bench:
             seed=self.seed,
             split=split,
         )
-        return QualityEvaluator(model, sample, cache=cache_dir() / "quality", keep_prefix=keep_prefix)
 
-    def _model(self, dtype: str) -> EmulatedModel:
-        return EmulatedModel.load(self._folder, self.graph, self.units, dtype=dtype)
+    @cached_property
+    def _model(self) -> EmulatedModel:
+        """The model in the study's dtype, loaded once."""
+        return EmulatedModel.load(self._folder, self.graph, self.units, dtype=self.quality.dtype)
 
     @property
     def _folder(self) -> Path:

@@ -21,7 +21,8 @@ class Predicted:
     ``memory_bytes`` is what the model takes on each device, without the runtime's own reserve.
     ``kl_nats`` is the additive prediction (sum of unit sensitivities); ``effective_bits`` counts all
     parameters, ``linear_effective_bits`` the linears of the blocks only. ``memory_parts`` optionally splits
-    ``memory_bytes`` per device into "weights", "kv" and "activations".
+    ``memory_bytes`` per device into "weights", "kv" and "activations". ``missing_bytes`` is by how
+    much it exceeds the devices' memory, 0 where it fits.
     """
 
     kl_nats: float
@@ -38,6 +39,7 @@ class Predicted:
     linear_effective_bits: float
     provenance: str
     memory_parts: dict[str, dict[str, float]] | None = None
+    missing_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

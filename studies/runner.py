@@ -64,7 +64,6 @@ def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> Study
     with clock.step("sensitivity"):
         evaluator = bench.sensitivity_evaluator()
         tables = _sensitivities(study, prepared, evaluator, progress)
-        trial_evaluator = bench.trial_evaluator(evaluator)
         del evaluator
     arranger = Arranger(study, prepared, tables[0])
     with clock.step("exact_front"):
@@ -75,8 +74,9 @@ def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> Study
         uniform = _uniform(arranger)
     with clock.step("trials"):
         progress.step("searching what is not separable")
-        trials = Trials(arranger, trial_evaluator)
-        seeds = _distinct([*exact, *(entry for entry in uniform if entry.name in _searched_names(study))])
+        trials = Trials(arranger, bench.trial_evaluator())
+        fitting = [c for c in uniform if c.name in _searched_names(study) and not c.predicted.missing_bytes]
+        seeds = _distinct([*exact, *fitting])
         outcome = trials.run(seeds, study.search.trials, folder.journal, progress)
     with clock.step("finalists"):
         progress.step("measuring the finalists")
@@ -126,15 +126,19 @@ def _exact(arranger: Arranger, progress: StudyProgress) -> list[Candidate]:
 
 
 def _uniform(arranger: Arranger) -> list[Candidate]:
-    """Place the uniform plan of every precision that the study names; those that do not fit are left out."""
+    """Place the uniform plan of every precision that the study names; some may exceed the memory."""
     n_units = len(arranger.prepared.units)
-    found = []
-    for text in arranger.uniform_names:
-        q = arranger.precision_index[text]
-        candidate = arranger.place((q,) * n_units, f"uniform-{text.replace('/', '+')}", "uniform")
-        if candidate is not None:
-            found.append(candidate)
-    return found
+    return [
+        arranger.place_or_overflow(
+            (arranger.precision_index[name],) * n_units, _uniform_name(name), "uniform"
+        )
+        for name in arranger.uniform_names
+    ]
+
+
+def _uniform_name(precision: str) -> str:
+    """Return a name that is good for a folder; bfloat16 activations and KV cache go without saying."""
+    return f"uniform-{precision.removesuffix('/bf16/bf16').replace('/', '+')}"
 
 
 def _searched_names(study: Study) -> set[str]:
@@ -142,7 +146,7 @@ def _searched_names(study: Study) -> set[str]:
     from dse.formats.grammar import parse_precision
 
     names = {parse_precision(text).name for text in study.precisions}
-    return {f"uniform-{name.replace('/', '+')}" for name in names}
+    return {_uniform_name(name) for name in names}
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

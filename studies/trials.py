@@ -69,7 +69,7 @@ class Trials:
     def evaluate(self, trial: Choices) -> Evaluation:
         """Place, price and measure one assignment; where it does not fit, the bytes that are missing."""
         choices = self.precisions_of(trial)
-        candidate, missing_bytes = self.arranger.place_or_overflow(choices, "trial", "tpe")
+        candidate = self.arranger.place_or_overflow(choices, "trial", "tpe")
         measured = self.evaluator.evaluate(candidate.plan.assignment)
         predicted = candidate.predicted
         values = (
@@ -78,7 +78,7 @@ class Trials:
             predicted.energy_j_per_token,
             predicted.memory_total_bytes,
         )
-        return Evaluation(values, {"missing_bytes": missing_bytes})
+        return Evaluation(values, {"missing_bytes": predicted.missing_bytes})
 
     def precisions_of(self, trial: Choices) -> tuple[int, ...]:
         """Return the precision index of every unit of a trial.

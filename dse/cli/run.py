@@ -73,7 +73,13 @@ def show_front(result: StudyResult) -> None:
         columns,
         [_row(point, chosen=point.name == result.chosen) for point in measured],
     )
-    table("uniform plans", columns, [_row(point, chosen=False) for point in result.baselines])
+    table("Uniform plans", columns, [_row(point, chosen=False) for point in result.baselines])
+    points = [*measured, *result.baselines]
+    for device in sorted({name for point in points for name in point.predicted.energy_excludes_static}):
+        typer.echo(f"† without the static power of {device}, which nobody published")
+    for point in points:
+        if point.predicted.missing_bytes:
+            typer.echo(f"! {point.name} exceeds the memory by {si(point.predicted.missing_bytes, 'B')}")
     for row in result.comparisons:
         typer.echo(_comparison(row))
     typer.echo(f"recommended (*): {result.chosen}, {result.chosen_reason}")
@@ -92,7 +98,7 @@ def _row(point: Point, *, chosen: bool) -> tuple[str, ...]:
         si(predicted.ttft_s, "s"),
         si(predicted.tpot_s, "s"),
         si(predicted.energy_j_per_token, "J") + ("†" if predicted.energy_excludes_static else ""),
-        si(predicted.memory_total_bytes, "B"),
+        si(predicted.memory_total_bytes, "B") + ("!" if predicted.missing_bytes else ""),
     )
 
 

@@ -343,9 +343,16 @@ def _table(facts: SummaryInfo, chosen: str) -> tuple[Block, ...]:
     return (Table(caption, tuple(columns), rows, sortable=True),)
 
 
+def _remark(point: Point, chosen: str) -> str:
+    """Say beside the name what sets a plan apart."""
+    if point.predicted.missing_bytes:
+        return f"does not fit: {fmt_si(point.predicted.missing_bytes, 'B')} too much"
+    return "chosen" if point.name == chosen else ""
+
+
 def _row(point: Point, chosen: str, shown: tuple[str, ...]) -> Row:
     cells = [
-        Cell(point.name, detail="chosen" if point.name == chosen else ""),
+        Cell(point.name, detail=_remark(point, chosen)),
         Cell(point.origin),
     ]
     for name in shown:
