@@ -1,9 +1,7 @@
 """Attention kernels: causal pairs and the exponential unit in prefill, split-KV overheads in decode.
 
-The forms and constants were fitted to measured kernel tables (aiconfigurator-core 0.12, Apache-2.0): prefill
-of four GPUs within 7 to 13 % median, decode within 8 to 18 %. Those errors are of the published fits;
-here the wave term of prefill is left out and two overheads of decode are family medians where a device has no
-fit, so they are not errors of this code.
+The forms were chosen on measured kernel tables (aiconfigurator-core 0.12, Apache-2.0); `dse bench fidelity`
+prints how far they are off. Two overheads of decode are family medians where a device has no fit.
 """
 
 from __future__ import annotations
@@ -12,11 +10,14 @@ import numpy as np
 
 from cost_models.roofline import KernelTimes, roof_times_s, smooth_max
 from cost_models.work import Floats, Work
+from hardware_specs.kernels import QueryTiles
 from hardware_specs.spec import HardwareSpec, KernelProfile
 
-QUERY_TILE = 128
 EXPONENTIALS_PER_CORE_CYCLE = 16.0
 """Special-function results of one GPU core (SM or CU) per clock cycle; fitted efficiencies are near 1."""
+
+FLOP_PER_EXPONENTIAL = 4.0 * 128.0
+"""Multiply-add work of a pair at the head width that the width's power is relative to."""
 
 DECODE_LOG_S = 0.85e-6
 """Seconds per doubling of the context beyond 64 (split-KV reduction): median of the fits of A100 1.64, H100
@@ -28,7 +29,7 @@ DECODE_WAVE_S = 1.9e-6
 GPU_CLASSES = ("datacenter_gpu", "desktop_gpu", "edge_gpu")
 
 
-def causal_pairs(query: Floats, context: Floats, window: float | None = None, tile: int = 1) -> Floats:
+def causal_pairs(query: Floats, context: Floats, window: float | None = None, tile: Floats = 1.0) -> Floats:
     """Return how many (query, key) pairs one head of one sequence computes under a causal mask.
 
     Args:
@@ -51,7 +52,7 @@ def causal_pairs(query: Floats, context: Floats, window: float | None = None, ti
     return _triangle(n_growing, prefix, tile) + (n_tiles - n_growing) * tile * reach
 
 
-def _triangle(n_tiles: Floats, prefix: Floats, tile: int) -> Floats:
+def _triangle(n_tiles: Floats, prefix: Floats, tile: Floats) -> Floats:
     """Return the sum over t = 1..n of tile * (prefix + t * tile)."""
     return tile * (n_tiles * prefix + tile * n_tiles * (n_tiles + 1) / 2)
 
@@ -66,42 +67,68 @@ def exponential_rate_per_s(spec: HardwareSpec) -> float | None:
 def prefill_times(
     work: Work, spec: HardwareSpec, profile: KernelProfile, rate: float, bandwidth: float
 ) -> KernelTimes:
-    """Return ``t0 + flop_s + exp_s + byte_s``: the exponentials do not overlap with the matrix products.
+    """Return ``t0 + |(flop_s + exp_s) over all cores, the longest tile|_p + byte_s``.
 
-    ``work.vector_flop`` are the exponentials, one per pair and head. Where no exponential rate is known
-    their time is left out. Bytes add to the rest instead of hiding behind it, as in the fitted form.
+    The exponentials do not overlap with the matrix products. ``work.vector_flop`` are the exponentials, one
+    per pair and head; where no exponential rate is known their time is left out. Kernels with query tiles
+    compute whole tiles, each with a fixed time, and where there are few of them the longest one decides.
+    Bytes add to the rest instead of hiding behind it, as in the fitted form.
     """
     moved = work.read_bytes + work.write_bytes
     compute_s, memory_s = roof_times_s(
         work.flop, moved, rate, bandwidth, profile.flop_eff_frac, profile.byte_eff_frac
     )
+    tiles = profile.query_tiles
+    if tiles is not None and tiles.width_power > 0:
+        compute_s = compute_s * (work.flop / (FLOP_PER_EXPONENTIAL * work.vector_flop)) ** tiles.width_power
     exponentials_per_s = exponential_rate_per_s(spec)
     if exponentials_per_s is not None:
-        compute_s = compute_s + work.vector_flop / exponentials_per_s
-    time_s = profile.floor_s * work.n_launches + compute_s + memory_s
+        compute_s = compute_s + work.vector_flop / (profile.exp_eff_frac * exponentials_per_s)
+    busy_s = compute_s
+    if tiles is not None and spec.n_cores is not None:
+        compute_s, busy_s = _tiled_prefill(compute_s, work, tiles, spec.n_cores, profile.exponent)
+    time_s = profile.floor_s * work.n_launches + busy_s + memory_s
     return KernelTimes(time_s, compute_s, memory_s)
+
+
+def _tiled_prefill(
+    compute_s: Floats, work: Work, tiles: QueryTiles, n_cores: int, exponent: float
+) -> tuple[Floats, Floats]:
+    """Return the time of whole tiles spread evenly over the cores, and joined with the longest tile's."""
+    query = np.asarray(work.rows, dtype=np.float64)
+    tile = np.minimum(tiles.rows, np.ceil(query / tiles.least_rows) * tiles.least_rows)
+    pairs = causal_pairs(query, work.context, work.window)
+    padded = causal_pairs(query, work.context, work.window, tile)
+    even_s = compute_s * padded / pairs
+    reach = np.ceil(query / tile) * tile + work.context - query
+    if work.window is not None:
+        reach = np.minimum(reach, work.window + tile - 1)
+    longest_s = even_s * n_cores * tile * reach / (padded * work.parallel)
+    busy_s = smooth_max(even_s, tiles.longest_frac * longest_s, exponent)
+    return even_s, busy_s + tiles.tile_s * np.ceil(query / tile) * work.parallel / n_cores
 
 
 def decode_times(
     work: Work, spec: HardwareSpec, profile: KernelProfile, rate: float, bandwidth: float
 ) -> KernelTimes:
-    """Return ``t0 + log * log2(1 + context / 64) + wave * parallel / cores + roofline``.
+    """Return ``t0 + log * log2(1 + context / 64) + |roofline, wave * waves|_p``.
 
-    The two overheads are those of GPU kernels that split the context over cores, by the profile's own fit or
-    else the family's; elsewhere they are left out.
+    Waves are thread blocks (sequences x KV heads) over cores, of which the last, partly filled one counts
+    with ``wave_frac``. The two overheads are those of GPU kernels that split the context over cores, by the
+    profile's own fit or else the family's; elsewhere they are left out.
     """
     moved = work.read_bytes + work.write_bytes
     compute_s, memory_s = roof_times_s(
         work.flop, moved, rate, bandwidth, profile.flop_eff_frac, profile.byte_eff_frac
     )
     overhead_s: Floats = profile.floor_s
+    busy_s = smooth_max(compute_s, memory_s, profile.exponent)
     if spec.device_class in GPU_CLASSES and spec.n_cores is not None:
         log_s = DECODE_LOG_S if profile.context_log_s is None else profile.context_log_s
         wave_s = DECODE_WAVE_S if profile.wave_s is None else profile.wave_s
-        overhead_s = (
-            overhead_s
-            + log_s * np.log2(1.0 + np.asarray(work.context) / 64.0)
-            + wave_s * work.parallel / spec.n_cores
-        )
-    busy_s = smooth_max(compute_s, memory_s, profile.exponent)
+        overhead_s = overhead_s + log_s * np.log2(1.0 + np.asarray(work.context) / 64.0)
+        waves = np.asarray(work.parallel, dtype=np.float64) / spec.n_cores
+        if profile.wave_frac > 0:
+            waves = waves ** (1.0 - profile.wave_frac) * np.ceil(waves) ** profile.wave_frac
+        busy_s = smooth_max(np.maximum(compute_s, memory_s), wave_s * waves, profile.exponent)
     return KernelTimes(overhead_s * work.n_launches + busy_s, compute_s, memory_s)

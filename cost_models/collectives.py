@@ -1,7 +1,8 @@
-"""Transfers between devices: point to point, and all-reduce as the better of one-shot and ring.
+"""Transfers between devices: point to point, collectives of one domain, and hierarchical ones across nodes.
 
-Alpha-beta (Hockney) models: a fixed latency and a time per byte. The all-reduce starts are fits
-of measured NCCL and one-shot kernels; the efficiencies are round numbers near measured ones, not fits.
+Alpha-beta (Hockney) models: fixed times and a time per byte, with an efficiency that rises with the message.
+An all-reduce takes the faster of the libraries that a link has constants for: NCCL's rings and trees, and the
+one-shot kernels of serving frameworks.
 """
 
 from __future__ import annotations
@@ -9,23 +10,18 @@ from __future__ import annotations
 import numpy as np
 
 from cost_models.work import Floats
+from hardware_specs.families import COLLECTIVES
+from hardware_specs.kernels import CollectiveProfile
 from hardware_specs.spec import Link
 
-ONE_SHOT_START_S = 2.8e-6
-"""Start of a one-shot all-reduce kernel (H100 2.8, A100 3.9, B200 4.6 microseconds)."""
+NETWORK_START_S = 5.4e-6
+"""Start of a ring across machines: that of NCCL inside one (H100 5.4 microseconds); hops cost the latency."""
 
-RING_START_S = 5.4e-6
-"""Start of a ring all-reduce (H100 5.4, A100 9.9 microseconds)."""
+NETWORK_EFF_FRAC = 0.8
+"""Share of a network link that large rings reach: assumed, a round number near those inside a machine."""
 
-ONE_SHOT_EFF_FRAC = 0.6
-"""Share of the link that a one-shot kernel reaches (A100 0.56, H100 0.64)."""
-
-RING_EFF_FRAC = 0.8
-"""Share of the link that a large ring reaches. Bus bandwidth measured at 67 MB on 8 devices: A100 0.58, H100
-0.81 (Vidur profiles); a round number between that and the asymptote, too high for A100 by a quarter."""
-
-RING_HALF_BYTES = 4.0e6
-"""A ring reaches half its best bandwidth at this message size; measured ones lie between 4 and 16 MB."""
+NETWORK_HALF_BYTES = 4.0e6
+"""Below about this size a ring across machines reaches half its best bandwidth; inside, 4 to 16 MB do."""
 
 
 def p2p_time_s(message_bytes: Floats, link: Link) -> Floats:
@@ -34,30 +30,72 @@ def p2p_time_s(message_bytes: Floats, link: Link) -> Floats:
     return np.where(message > 0, link.latency_s + message / link.bandwidth_bytes_per_s, 0.0)
 
 
-def one_shot_all_reduce_s(message_bytes: Floats, n_devices: int, link: Link) -> Floats:
-    """Every device reads the whole message of all others at once: one latency, (n - 1) messages."""
-    moved = np.asarray(message_bytes, dtype=np.float64) * (n_devices - 1)
-    return ONE_SHOT_START_S + link.latency_s + moved / (ONE_SHOT_EFF_FRAC * link.bandwidth_bytes_per_s)
+def profiles_of(link: Link) -> tuple[CollectiveProfile, ...]:
+    """Return the constants of a link's collectives: its own, else those of its kind."""
+    if link.collectives:
+        return link.collectives
+    if link.kind in COLLECTIVES:
+        return COLLECTIVES[link.kind]
+    ring = CollectiveProfile(
+        "ring",
+        NETWORK_START_S,
+        link.latency_s,
+        NETWORK_EFF_FRAC,
+        NETWORK_HALF_BYTES,
+        "analytic",
+        "assumed: NCCL's start, the link's latency per hop",
+    )
+    return (ring,)
 
 
-def ring_all_reduce_s(message_bytes: Floats, n_devices: int, link: Link) -> Floats:
-    """Reduce-scatter and all-gather round a ring: 2 (n - 1) / n of the message over each link.
+def _collective_s(
+    message_bytes: Floats, n_devices: Floats, link: Link, profile: CollectiveProfile, passes: float
+) -> Floats:
+    """Return ``start + hop (n - 1) + passes (n - 1) / n * (B + B_half (1 - e^(-B / B_half))) / (eff link)``.
 
-    One latency per neighbour, and an efficiency that rises with size: eff(B) = eff B / (B + B_half).
+    The added bytes make the efficiency rise with the message, from half of ``eff`` to all of it.
     """
     message = np.asarray(message_bytes, dtype=np.float64)
-    moved = 2.0 * (n_devices - 1) / n_devices * (message + RING_HALF_BYTES)
-    return (
-        RING_START_S + link.latency_s * (n_devices - 1) + moved / (RING_EFF_FRAC * link.bandwidth_bytes_per_s)
+    others = np.asarray(n_devices, dtype=np.float64) - 1.0
+    extra: Floats = 0.0
+    if profile.half_bytes > 0:
+        extra = -profile.half_bytes * np.expm1(-message / profile.half_bytes)
+    moved = passes * others / (others + 1.0) * (message + extra)
+    time_s = (
+        profile.start_s + profile.hop_s * others + moved / (profile.eff_frac * link.bandwidth_bytes_per_s)
     )
+    return np.where((message > 0) & (others > 0), time_s, 0.0)
 
 
-def all_reduce_time_s(message_bytes: Floats, n_devices: int, link: Link) -> Floats:
+def library_all_reduce_s(
+    message_bytes: Floats, n_devices: Floats, link: Link, profile: CollectiveProfile
+) -> Floats:
+    """Return the time of one library's all-reduce: every byte passes each link 2 (n - 1) / n times."""
+    return _collective_s(message_bytes, n_devices, link, profile, 2.0)
+
+
+def all_reduce_time_s(message_bytes: Floats, n_devices: Floats, link: Link) -> Floats:
     """Return the time to sum one message over ``n_devices``; 0 for one device or an empty message."""
+    times = [library_all_reduce_s(message_bytes, n_devices, link, entry) for entry in profiles_of(link)]
+    return np.asarray(times).min(axis=0)
+
+
+def half_all_reduce_time_s(message_bytes: Floats, n_devices: Floats, link: Link) -> Floats:
+    """Return the time of a reduce-scatter, all-gather or all-to-all: half the traffic of an all-reduce.
+
+    ``message_bytes`` is the whole message, of which each device ends up with (or starts from) one part.
+    """
+    times = [_collective_s(message_bytes, n_devices, link, entry, 1.0) for entry in profiles_of(link)]
+    return np.asarray(times).min(axis=0)
+
+
+def hierarchical_all_reduce_s(
+    message_bytes: Floats, n_inside: int, n_nodes: int, inner: Link, outer: Link
+) -> Floats:
+    """Return the time across nodes: reduce-scatter inside, all-reduce of each part across, all-gather inside.
+
+    Every device of a node reduces its own part of the message with its peers over its own network link.
+    """
     message = np.asarray(message_bytes, dtype=np.float64)
-    if n_devices < 2:
-        return np.zeros_like(message)
-    best = np.minimum(
-        one_shot_all_reduce_s(message, n_devices, link), ring_all_reduce_s(message, n_devices, link)
-    )
-    return np.where(message > 0, best, 0.0)
+    inside_s = 2.0 * half_all_reduce_time_s(message, n_inside, inner)
+    return inside_s + all_reduce_time_s(message / n_inside, n_nodes, outer)

@@ -8,6 +8,7 @@ import numpy as np
 
 from cost_models import attention
 from cost_models.energy import dynamic_energy_j
+from cost_models.matmul import matmul_times
 from cost_models.roofline import KernelTimes, roofline
 from cost_models.work import Floats, OpCost, Provenance, Work
 from dse.errors import UnsupportedOnDevice
@@ -28,29 +29,7 @@ class KernelModel(Protocol):
 KERNEL_MODELS: Registry[KernelModel] = Registry("kernel model")
 
 
-WEIGHT_ONLY_PROFILES = ("gemm_weight_only", "gemm_weight_only_int8")
-
-EXPANDING_SLOWDOWN = 1.05
-"""A weight-only kernel's arithmetic against the dense kernel's: median of the time ratios of TensorRT-LLM
-W4A16 (1.10, 1.10, 1.06, 1.03) and W8A16 (1.05, 1.05, 1.03, 1.00) to bf16 on A100 above 256 rows."""
-
-
-@KERNEL_MODELS.register("matmul")
-def matmul_times(
-    work: Work, spec: HardwareSpec, profile: KernelProfile, rate: float, bandwidth: float
-) -> KernelTimes:
-    """Smooth roofline. The time to expand weights is in the profile's exponent, and bounded from below.
-
-    A kernel that also expands its weights multiplies no faster than the dense one, whatever the fit of its
-    own few rows says: without the bound the search would see low-bit weights speed up a long prefill.
-    """
-    times = roofline(work.flop, work.read_bytes + work.write_bytes, rate, bandwidth, profile, work.n_launches)
-    if profile.name not in WEIGHT_ONLY_PROFILES:
-        return times
-    dense_s = work.flop / (rate * spec.kernel("gemm").flop_eff_frac)
-    least_s = EXPANDING_SLOWDOWN * dense_s + profile.floor_s * work.n_launches
-    compute_s = np.maximum(times.compute_time_s, EXPANDING_SLOWDOWN * dense_s)
-    return KernelTimes(np.maximum(times.time_s, least_s), compute_s, times.memory_time_s)
+KERNEL_MODELS.register("matmul")(matmul_times)
 
 
 @KERNEL_MODELS.register("elementwise")

@@ -31,8 +31,8 @@ def smooth_max(first: Floats, second: Floats, exponent: float) -> Floats:
     Between the maximum and 2^(1/p) times it. Scaled by the maximum, so that no power under- or overflows.
     """
     high = np.maximum(first, second)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.nan_to_num(np.minimum(first, second) / high)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(high > 0, np.minimum(first, second) / high, 0.0)
     return high * (1.0 + ratio**exponent) ** (1.0 / exponent)
 
 

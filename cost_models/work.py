@@ -24,9 +24,14 @@ class Work:
         flop: matrix multiply-add work, 2 per multiply-add.
         vector_flop: element-wise work (softmax exponentials, dequantization, activation quantization).
         read_bytes, write_bytes: traffic of the main memory tier, scales and zero points included.
-        rows: m of a matrix product (tokens), else 1; parallel: independent thread blocks (batch x KV heads
-            for decode attention), else 1; context: positions attended to, else 1.
+        rows: m of a matrix product (tokens), new positions of prefill attention, else 1; parallel:
+            independent sequences x heads (KV heads in decode attention), else 1; context: positions attended
+            to, else 1.
         n_launches: kernels launched.
+        weight_bytes: part of the reads that are weights of a matrix product.
+        quantize_bytes: traffic of quantizing the activations before the product, beside ``read_bytes``.
+        shape: (n, k) outputs and contraction of a matrix product, None where there is none.
+        window: bound on the positions that attention reaches, None for no bound.
     """
 
     kernel: KernelClass
@@ -40,6 +45,10 @@ class Work:
     parallel: Floats = 1.0
     context: Floats = 1.0
     n_launches: Floats = 1.0
+    weight_bytes: Floats = 0.0
+    quantize_bytes: Floats = 0.0
+    shape: tuple[Floats, Floats] | None = None
+    window: float | None = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def kernel_of(name: str, entry: KernelDocument, read: Reader) -> KernelProfile:
         small_batch=_small_batch(entry, path, number, read),
         dense_fallback=entry.dense_fallback,
         exp_eff_frac=maybe(entry.exp_efficiency, "exp_efficiency", MAX_EXPONENTIALS) or 1.0,
-        query_tiles=_query_tiles(entry, number),
+        query_tiles=_query_tiles(entry, path, number, read),
         interval=_interval(entry.interval, path, read),
     )
 
@@ -117,12 +117,16 @@ def _small_batch(entry: KernelDocument, path: str, number: Number, read: Reader)
     )
 
 
-def _query_tiles(entry: KernelDocument, number: Number) -> QueryTiles | None:
+def _query_tiles(entry: KernelDocument, path: str, number: Number, read: Reader) -> QueryTiles | None:
     tiles = entry.query_tiles
     if tiles is None:
         return None
     return QueryTiles(
-        tiles.rows, tiles.least_rows, number(tiles.longest, "query_tiles.longest", 10.0, zero=True)
+        tiles.rows,
+        tiles.least_rows,
+        number(tiles.longest, "query_tiles.longest", 10.0, zero=True),
+        0.0 if tiles.tile is None else read.seconds(tiles.tile, f"{path}.query_tiles.tile"),
+        number(tiles.width_power, "query_tiles.width_power", 2.0, zero=True),
     )
 
 

@@ -174,6 +174,8 @@ class QueryTilesDocument(Closed):
     rows: int = Field(ge=1, strict=True)
     least_rows: int = Field(ge=1, strict=True)
     longest: Any
+    tile: Quantity | None = None
+    width_power: Any = 0.0
 
 
 class KernelDocument(Closed):
@@ -197,6 +199,19 @@ class KernelDocument(Closed):
     exp_efficiency: Any = None
     query_tiles: QueryTilesDocument | None = None
     interval: IntervalDocument | None = None
+
+
+class FamilyDocument(Closed):
+    """A file of ``defaults/``: kernels that devices of a class share."""
+
+    kernels: dict[str, KernelDocument]
+
+
+class LinksDocument(Closed):
+    """``defaults/links.yaml``: collectives that links of a kind share."""
+
+    scale_up: dict[str, CollectiveDocument]
+    host: dict[str, CollectiveDocument]
 
 
 class DeviceDocument(Closed):

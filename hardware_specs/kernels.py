@@ -56,11 +56,15 @@ class QueryTiles:
     Attributes:
         rows: query rows of a full tile; ``least_rows`` is what a shorter query is padded to.
         longest_frac: share of the longest tile's time that the others cannot hide.
+        tile_s: fixed time of a tile on a core (loading its queries, writing its result).
+        width_power: arithmetic takes (head width / 128) to this power longer than in proportion.
     """
 
     rows: int
     least_rows: int
     longest_frac: float
+    tile_s: float = 0.0
+    width_power: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from cost_models.attention import GPU_CLASSES, QUERY_TILE, causal_pairs
+from cost_models.attention import causal_pairs
 from cost_models.work import Floats, Work
 from dse.errors import ConfigError
 from dse.evaluate.kernel_path import LinearPath, check_kv, float_kind, linear_path, supports
@@ -70,10 +70,12 @@ def linear_work(
         activation_row_bytes: of one row of x in the format that the product reads.
     """
     vector_flop: Floats = 0.0
+    quantize_bytes: Floats = 0.0
     if path.expands_weights:
         vector_flop = vector_flop + EXPAND_OPS_PER_ELEMENT * outputs * inputs
     if path.quantizes_activations:
         vector_flop = vector_flop + QUANTIZE_OPS_PER_ELEMENT * rows * inputs
+        quantize_bytes = rows * (inputs * SIXTEEN_BIT_BYTES + activation_row_bytes)
     return Work(
         kernel="matmul",
         profile=path.profile,
@@ -83,6 +85,9 @@ def linear_work(
         read_bytes=stored_weight_bytes + rows * activation_row_bytes,
         write_bytes=rows * outputs * SIXTEEN_BIT_BYTES,
         rows=rows,
+        weight_bytes=stored_weight_bytes,
+        quantize_bytes=quantize_bytes,
+        shape=(outputs, inputs),
     )
 
 
@@ -97,17 +102,16 @@ def attention_work(
 ) -> Work:
     """Return the work of causal attention with its KV cache; sizes broadcast.
 
-    Prefill: causal pairs, on GPUs padded to 128-row tiles; every key and value is read once (then it is in a
-    cache) and the new ones are written. Decode: the cached keys and values are read, one token's written. A
-    sliding window bounds what is attended to and read.
+    Prefill: causal pairs; every key and value is read once (then it is in a cache) and the new ones are
+    written. The tiles of kernels are the cost model's business. Decode: the cached keys and values are read,
+    one token's written. A sliding window bounds what is attended to and read.
     """
     heads, width = attention.n_heads, attention.n_heads * attention.head_dim
     token_bytes = kv_bits_per_token(kv, attention.n_kv_heads, attention.head_dim) / BITS_PER_BYTE
     kv_width = attention.n_kv_heads * attention.head_dim
     window = attention.window
     is_prefill = phase == "prefill"
-    tile = QUERY_TILE if is_prefill and spec.device_class in GPU_CLASSES else 1
-    pairs = causal_pairs(query, context, window, tile)
+    pairs = causal_pairs(query, context, window)
     attended = np.asarray(context, dtype=np.float64)
     if window is not None:
         attended = np.minimum(attended, np.asarray(query, dtype=np.float64) + window - 1)
@@ -122,8 +126,9 @@ def attention_work(
         read_bytes=fresh * width * SIXTEEN_BIT_BYTES + batch * attended * token_bytes,
         write_bytes=fresh * (width * SIXTEEN_BIT_BYTES + token_bytes),
         rows=query,
-        parallel=batch * attention.n_kv_heads,
-        context=attended,
+        parallel=batch * (heads if is_prefill else attention.n_kv_heads),
+        context=context if is_prefill else attended,
+        window=window,
     )
 
 

@@ -79,8 +79,8 @@ def test_prefill_attention_counts_causal_pairs():
     work = lower(OPS["attn.core"], BF16, npu, "prefill", 2, 10, 10)
     assert work.flop == 4 * 2 * 512 * 55
     assert work.vector_flop == 2 * 8 * 55
-    # GPUs compute whole tiles of 128 rows.
-    assert lower(OPS["attn.core"], BF16, SPEC, "prefill", 2, 10, 10).flop == 4 * 2 * 512 * 128 * 128
+    assert work.parallel == 2 * 8
+    assert lower(OPS["attn.core"], BF16, SPEC, "decode", 2, 1, 10).parallel == 2 * 4
 
 
 def test_window_bounds_what_decode_reads():

@@ -57,50 +57,30 @@ def test_own_profiles_replace_the_family():
     assert set(filled) == set(KERNEL_NAMES)
 
 
-# eff_flops, eff_bw, t0 in microseconds, exponent: the published fits of aiconfigurator-core 0.12 tables.
-FITS = {
-    ("nvidia_a100_sxm_80gb", "gemm"): (0.81, 0.79, 5.8, 1.73),
-    ("nvidia_a100_sxm_80gb", "gemm_weight_only"): (0.98, 0.78, 14.8, 0.76),
-    ("nvidia_a100_sxm_80gb", "gemm_weight_only_int8"): (0.88, 0.89, 16.9, 1.11),
-    ("nvidia_a100_sxm_80gb", "gemm_int8"): (0.97, 1.01, 12.2, 0.81),
-    ("nvidia_h100_sxm", "gemm"): (0.78, 0.82, 3.4, 2.66),
-    ("nvidia_h100_sxm", "gemm_fp8"): (0.55, 0.84, 13.4, 1.63),
-    ("nvidia_h100_sxm", "gemm_weight_only_int8"): (0.52, 0.85, 26.6, 0.85),
-    ("nvidia_l40s", "gemm"): (0.62, 0.97, 0.6, 1.56),
-    ("nvidia_l40s", "gemm_fp8"): (0.47, 0.94, 10.9, 1.80),
-}
-
-
-@pytest.mark.parametrize(("device", "kernel"), FITS)
-def test_fitted_constants(device, kernel):
+@pytest.mark.parametrize(
+    ("device", "kernel"),
+    [
+        ("nvidia_a100_sxm_80gb", "gemm_weight_only"),
+        ("nvidia_h100_sxm", "gemm_fp8"),
+        ("nvidia_l40s", "attention_decode"),
+        ("nvidia_rtx_pro_6000_server", "gemm_fp4"),
+    ],
+)
+def test_calibration_devices_have_constants_of_their_own(device, kernel):
     profile = load_device(device).kernel(kernel)
     assert profile.provenance == "calibrated"
-    flop, byte, floor_us, exponent = FITS[device, kernel]
-    assert (profile.flop_eff_frac, profile.byte_eff_frac, profile.exponent) == (flop, byte, exponent)
-    assert profile.floor_s == pytest.approx(floor_us * 1e-6)
+    assert "aiconfigurator-core 0.12.0" in profile.source
+    assert profile.interval is not None
+    assert profile.interval.low < 1 < profile.interval.high
 
 
-def test_decode_attention_of_calibrated_devices_has_its_overheads():
-    profile = load_device("nvidia_h100_sxm").kernel("attention_decode")
-    assert profile.context_log_s == pytest.approx(1.21e-6)
-    assert profile.wave_s == pytest.approx(2.44e-6)
-    assert load_device("nvidia_t4").kernel("attention_decode").context_log_s is None
+def test_devices_never_fitted_have_those_of_their_class():
+    for device in ("nvidia_h200_sxm", "nvidia_b200_sxm", "nvidia_t4"):
+        assert load_device(device).kernels == KERNELS["datacenter_gpu"]
 
 
-def test_w4a16_on_a100_is_no_gain_at_large_m():
-    """Measured: 4-bit weights at 0.5 of the bf16 time for m = 1, but 1.03 to 1.1 times it for m >= 257."""
-    a100 = load_device("nvidia_a100_sxm_80gb")
-    peak, bandwidth = a100.rate_flop_per_s("bf16"), a100.main_memory.bandwidth_bytes_per_s
-
-    def time_s(kernel, m, weight_bytes):
-        profile, n = a100.kernel(kernel), 8192
-        flop_s = 2 * m * n * n / peak / profile.flop_eff_frac
-        byte_s = (4 * m * n + n * n * weight_bytes) / bandwidth / profile.byte_eff_frac
-        p = profile.exponent
-        return profile.floor_s + (flop_s**p + byte_s**p) ** (1 / p)
-
-    def ratio(m):
-        return time_s("gemm_weight_only", m, 0.516) / time_s("gemm", m, 2.0)
-
-    assert 0.4 < ratio(1) < 0.7
-    assert 0.95 < ratio(2048) < 1.25
+@pytest.mark.parametrize("device_class", KERNELS)
+def test_shared_constants_are_less_certain(device_class):
+    for entry in KERNELS[device_class]:
+        assert entry.interval is not None
+        assert entry.interval.high / entry.interval.low > 1.3

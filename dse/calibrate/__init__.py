@@ -1,0 +1,1 @@
+"""Constants of kernel profiles from measurements, and how far the predictions are from measured machines."""

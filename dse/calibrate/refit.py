@@ -1,0 +1,177 @@
+"""The shipped constants: fitted again from the tables, for the calibration devices and the families.
+
+Only the rows of shapes that are not held out are seen, and only the four calibration devices. Every fit
+starts from the same neutral constants, so that the result does not depend on what was shipped before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cost_models.collectives import library_all_reduce_s
+from dse.calibrate.fit import fit_profile, interval_of, log_ratios
+from dse.calibrate.rows import Array, Measured
+from dse.calibrate.tables import (
+    A100,
+    CALIBRATED,
+    H100,
+    L40S,
+    RTX,
+    SERIES,
+    WHEEL,
+    Series,
+    Transfers,
+    load,
+    load_all_reduce,
+)
+from hardware_specs.kernels import CollectiveProfile, Interval
+from hardware_specs.loader import load_device
+from hardware_specs.spec import HardwareSpec, KernelProfile, Link
+
+FIT_ROWS = 8000
+START_FLOP, START_BYTE, START_FLOOR_S, START_EXPONENT = 0.75, 0.85, 6e-6, 1.8
+LONE_SPREAD = 1.25
+"""Widens the interval of a family's constants that only one device could be measured for: about the ratio
+that other kernels differ by between devices."""
+
+FAMILIES = {"datacenter_gpu": (A100, H100), "desktop_gpu": (A100, H100, L40S, RTX)}
+"""Devices whose measurements a family's constants are fitted to. The two desktop cards alone are too few, and
+too unlike each other."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The fitted rows of one series on its device."""
+
+    series: Series
+    spec: HardwareSpec
+    rows: Measured
+
+
+def neutral(name: str) -> KernelProfile:
+    """Return the constants that every fit starts from."""
+    return KernelProfile(
+        name, START_FLOP, START_BYTE, START_FLOOR_S, START_EXPONENT, "analytic", "start of a fit"
+    )
+
+
+def fitted_parts(n_rows: int = FIT_ROWS) -> list[Part]:
+    """Return the rows that may be fitted: calibration devices, 16-bit cache, shapes not held out."""
+    parts: list[Part] = []
+    for series in SERIES:
+        if series.device not in CALIBRATED or series.operator == "all_reduce" or series.role != "fitted":
+            continue
+        if series.operator != "gemm" and series.kv_dtype != "bfloat16":
+            continue
+        spec = load_device(series.device)
+        rows = load(series, spec, n_rows)
+        parts.append(Part(series, spec, rows.where(~rows.held_out)))
+    return parts
+
+
+def fit_devices(parts: Sequence[Part]) -> dict[str, dict[str, tuple[KernelProfile, str]]]:
+    """Return device -> profile name -> (constants with their interval, where they come from)."""
+    found: dict[str, dict[str, tuple[KernelProfile, str]]] = {}
+    for part in parts:
+        name = part.rows.work.profile
+        profile = fit_profile([(part.spec, part.rows)], neutral(name)).profile
+        interval = interval_of(log_ratios(part.spec, part.rows, profile))
+        source = f"dse bench fit: {part.series.library_name} kernels, {WHEEL} (Apache-2.0)"
+        if part.series.device == H100 and part.series.format == "W8A16":
+            source = f"{source}; torchao, slower than bf16 at every size"
+        found.setdefault(part.series.device, {})[name] = (replace(profile, interval=interval), source)
+    return found
+
+
+def fit_family(parts: Sequence[Part], devices: Sequence[str]) -> dict[str, tuple[KernelProfile, str]]:
+    """Return profile name -> (constants shared by devices, source).
+
+    The interval is that of each device under constants fitted to the others; where one device alone was
+    measured it is that device's own, widened.
+    """
+    found: dict[str, tuple[KernelProfile, str]] = {}
+    for name in sorted({part.rows.work.profile for part in parts}):
+        mine = [
+            part
+            for part in parts
+            if part.rows.work.profile == name
+            and (part.series.device in devices)
+            # The torchao kernel is a slow path that no other device is expected to take.
+            and not (part.series.device == H100 and part.series.format == "W8A16")
+        ]
+        if not mine:
+            mine = [part for part in parts if part.rows.work.profile == name]
+        profile = fit_profile([(part.spec, part.rows) for part in mine], neutral(name)).profile
+        kernels = ", ".join(f"{part.series.device} ({part.series.library_name})" for part in mine)
+        source = f"dse bench fit: shared by {kernels}, {WHEEL} (Apache-2.0)"
+        found[name] = (
+            replace(profile, provenance="analytic", interval=_family_interval(mine, profile)),
+            source,
+        )
+    return found
+
+
+def _family_interval(parts: Sequence[Part], profile: KernelProfile) -> Interval:
+    if len(parts) == 1:
+        own = interval_of(log_ratios(parts[0].spec, parts[0].rows, profile))
+        return Interval(own.low / LONE_SPREAD, own.high * LONE_SPREAD)
+    ratios: list[Array] = []
+    for left_out in parts:
+        others = [(part.spec, part.rows) for part in parts if part is not left_out]
+        shared = fit_profile(others, neutral(profile.name)).profile
+        ratios.append(log_ratios(left_out.spec, left_out.rows, shared))
+    least = min(len(part) for part in ratios)
+    generator = np.random.default_rng(0)
+    return interval_of(np.concatenate([generator.permutation(part)[:least] for part in ratios]))
+
+
+def fit_collective(parts: Sequence[tuple[Link, Transfers]], name: str, source: str) -> CollectiveProfile:
+    """Return the constants of one library's all-reduce over links of one kind."""
+    from scipy.optimize import least_squares
+
+    def profile_of(logs: Array) -> CollectiveProfile:
+        start, hop, eff, half = np.exp(logs).tolist()
+        return CollectiveProfile(name, start, hop, eff, half, "calibrated", source)
+
+    def residuals(logs: Array) -> Array:
+        profile = profile_of(logs)
+        return np.concatenate(
+            [
+                np.log(
+                    np.asarray(library_all_reduce_s(t.message_bytes, t.n_devices, link, profile)) / t.seconds
+                )[~t.held_out]
+                for link, t in parts
+            ]
+        )
+
+    origin = np.log([5e-6, 1.5e-6, 0.7, 5e6])
+    bounds = (np.log([1e-7, 1e-8, 0.05, 1e3]), np.log([1e-4, 1e-4, 1.0, 1e9]))
+    found = least_squares(residuals, origin, bounds=bounds, loss="cauchy", f_scale=0.1, max_nfev=500)
+    return replace(profile_of(found.x), interval=interval_of(-residuals(found.x)))
+
+
+def fit_collectives() -> tuple[dict[str, list[CollectiveProfile]], dict[str, list[CollectiveProfile]]]:
+    """Return (device -> constants of its link, kind of link -> shared constants)."""
+    rows: dict[tuple[str, str], tuple[Link, Transfers, Series]] = {}
+    for series in SERIES:
+        if series.operator == "all_reduce" and series.device in CALIBRATED:
+            spec = load_device(series.device)
+            link = spec.link("scale_up") or spec.link("host")
+            assert link is not None
+            library = "nccl" if series.library[0] == "nccl" else "one_shot"
+            rows[series.device, library] = (link, load_all_reduce(series), series)
+    devices: dict[str, list[CollectiveProfile]] = {}
+    for (device, library), (link, transfers, series) in rows.items():
+        source = f"dse bench fit: {series.library_name}, {WHEEL} (Apache-2.0)"
+        devices.setdefault(device, []).append(fit_collective([(link, transfers)], library, source))
+    kinds: dict[str, list[CollectiveProfile]] = {}
+    for kind, members in (("scale_up", (A100, H100)), ("host", (L40S, RTX))):
+        for library in ("nccl", "one_shot"):
+            shared = [rows[device, library][:2] for device in members]
+            source = f"dse bench fit: shared by {' and '.join(members)}, {WHEEL} (Apache-2.0)"
+            profile = replace(fit_collective(shared, library, source), provenance="analytic")
+            kinds.setdefault(kind, []).append(profile)
+    return devices, kinds
