@@ -8,7 +8,7 @@ from hardware_specs.sanity import native_rates, rate_16_bit
 
 @pytest.mark.parametrize("name", device_names())
 def test_native_low_bit_products_are_no_slower_than_16_bits_where_they_bind(name):
-    """The rate that int8 kernels reach in large products is at least that of 16 bits, unless the file says so.
+    """The rate of int8 kernels in large products is at least that of 16 bits, unless the file says so.
 
     Oracle: rate x fitted efficiency of either kind; B300 has hardly any int8 units.
     """
@@ -23,7 +23,7 @@ def test_native_low_bit_products_are_no_slower_than_16_bits_where_they_bind(name
 
 
 def test_edge_decode_rates():
-    """Published tokens/s of 8B models with 4-bit weights, from the bandwidth that the spec's kernels reach."""
+    """Published tokens/s of 8B models with 4-bit weights, from the bandwidth that kernels reach."""
     x_elite = load_device("qualcomm_hexagon_x_elite")
     reached = x_elite.main_memory.bandwidth_bytes_per_s * x_elite.kernel("gemm_weight_only").byte_eff_frac
     assert reached / 36e9 == pytest.approx(1.0, abs=0.03)
