@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_LOG = 700.0  # exp of more, or of less below zero, is not a float
+
 
 def ranks(values: Sequence[float]) -> list[float]:
     """Return ranks from 1, equal values sharing the mean of their ranks (Spearman 1904)."""
@@ -48,7 +50,11 @@ class PowerLaw:
 
 
 def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
-    """Return the least-squares line through (log x, log y); None below three positive points or one x."""
+    """Return the least-squares line through (log x, log y).
+
+    None below three positive points, for one x, and where the factor is beyond what a float holds (points so
+    close in x that they fix no line).
+    """
     pairs = [(math.log(a), math.log(b)) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
     if len(pairs) < 3:
         return None
@@ -58,7 +64,8 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     if spread == 0:
         return None
     exponent = math.fsum((a - mean_x) * (b - mean_y) for a, b in pairs) / spread
-    return PowerLaw(math.exp(mean_y - exponent * mean_x), exponent)
+    offset = mean_y - exponent * mean_x
+    return PowerLaw(math.exp(offset), exponent) if abs(offset) < MAX_LOG else None
 
 
 def non_dominated(x: Sequence[float | None], y: Sequence[float | None]) -> list[int]:

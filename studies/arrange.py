@@ -134,7 +134,8 @@ class Arranger:
     def within_sizes(self, sizes_bytes: Iterable[tuple[str, float]]) -> list[Candidate]:
         """Return, for each named budget of stored weight bytes, the best assignment within it, placed.
 
-        The multiple-choice knapsack is solved exactly; an assignment that no placement fits is left out.
+        The multiple-choice knapsack is solved exactly. An assignment that no placement fits says by how much
+        it exceeds the memory; it shows what the bits are worth even where it cannot be served.
         """
         found: dict[str, Candidate] = {}
         size = self.prepared.table.unit_weight_bytes
@@ -143,9 +144,8 @@ class Arranger:
                 allocation = allocate(self._penalty, size, budget, usable)
                 if not allocation.choices:
                     continue
-                candidate = self.place(allocation.choices, f"within-{name}", "exact")
-                if candidate is not None:
-                    found.setdefault(candidate.plan.assignment.hash, candidate)
+                candidate = self.place_or_overflow(allocation.choices, f"within-{name}", "exact")
+                found.setdefault(candidate.plan.assignment.hash, candidate)
         return list(found.values())
 
     def place(self, choices: Sequence[int], name: str, origin: str) -> Candidate | None:

@@ -33,6 +33,7 @@ from studies.schema import Study
 from studies.trials import OBJECTIVES, Trials, volumes
 
 INDICATORS = ("variance", "variance_stochastic")
+KL_FLOOR = 1e-6  # nats; below it the differences are rounding
 
 
 @dataclass
@@ -76,7 +77,7 @@ def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> Study
         progress.step("searching what is not separable")
         trials = Trials(arranger, bench.trial_evaluator())
         fitting = [c for c in uniform if c.name in _searched_names(study) and not c.predicted.missing_bytes]
-        seeds = _distinct([*exact, *fitting])
+        seeds = _distinct([*(c for c in exact if not c.predicted.missing_bytes), *fitting])
         outcome = trials.run(seeds, study.search.trials, folder.journal, progress)
     with clock.step("finalists"):
         progress.step("measuring the finalists")
@@ -164,21 +165,39 @@ def _finalists(
     exact: Sequence[Candidate],
     outcome: SearchOutcome,
 ) -> list[Candidate]:
-    """Choose what is measured: the best within every uniform size, and a spread over the trials' front."""
-    front = [outcome.trials[number] for number in outcome.front]
+    """Choose what is measured: the best within every uniform size, and a spread over the trials' front.
+
+    Trials that lost more than the worst uniform plan are of no use to anybody and are left out, unless that
+    leaves nothing.
+    """
     known = {arranger.choices_of(c.plan.assignment): c for c in exact}
+    front = [outcome.trials[number] for number in outcome.front]
+    worst = _worst_uniform(trials, outcome)
+    useful = [trial for trial in front if trial.values[0] <= worst] or front
     candidates, rows = [], []
-    for trial in front:
+    for trial in useful:
         choices = trials.precisions_of(trial.choices)
         candidate = known.get(choices) or arranger.place(choices, f"tpe-{trial.number}", "tpe")
         if candidate is not None:
             candidates.append(candidate)
-            rows.append((np.log(max(trial.values[0], 1e-6)), *trial.values[1:]))
+            rows.append((np.log(max(trial.values[0], KL_FLOOR)), trial.values[1]))
     objectives = np.array(rows)
     rivals = _rivals(arranger, candidates, objectives[:, 0])
-    chosen = spread(objectives[:, :2], max(study.search.finalists, len(rivals)), rivals)
-    picked = [candidates[i] for i in chosen]
+    chosen = spread(objectives, max(study.search.finalists, len(rivals)), rivals)
+    oversized = [candidate for candidate in exact if candidate.predicted.missing_bytes]
+    picked = [*(candidates[i] for i in chosen), *oversized]
     return sorted(_distinct(picked), key=lambda c: (c.predicted.linear_effective_bits, c.name))
+
+
+def _worst_uniform(trials: Trials, outcome: SearchOutcome) -> float:
+    """Return the largest KL of a trial that gives all units one of the baselines' precisions."""
+    named = {trials.arranger.precision_index[name] for name in trials.arranger.uniform_names}
+    kl = []
+    for trial in outcome.trials:
+        picks = set(trials.precisions_of(trial.choices))
+        if len(picks) == 1 and picks <= named:
+            kl.append(trial.values[0])
+    return max(kl, default=float("inf"))
 
 
 def _rivals(arranger: Arranger, candidates: Sequence[Candidate], quality: np.ndarray) -> list[int]:
@@ -232,7 +251,7 @@ def _result(
     seconds: dict[str, float],
     began: float,
 ) -> StudyResult:
-    front = non_dominated_points(points)
+    front = non_dominated_points([point for point in points if not point.predicted.missing_bytes])
     best, reason = recommend(front, reference.perplexity, study.quality.tolerance_frac)
     return StudyResult(
         study={**study.to_json(), "hash": study.hash},

@@ -346,7 +346,7 @@ def _table(facts: SummaryInfo, chosen: str) -> tuple[Block, ...]:
 def _remark(point: Point, chosen: str) -> str:
     """Say beside the name what sets a plan apart."""
     if point.predicted.missing_bytes:
-        return f"does not fit: {fmt_si(point.predicted.missing_bytes, 'B')} too much"
+        return f"{fmt_si(point.predicted.missing_bytes, 'B')} too large"
     return "chosen" if point.name == chosen else ""
 
 

@@ -39,7 +39,9 @@ def test_power_law_equals_numpy_polyfit(pairs: list[tuple[float, float]]) -> Non
         return
     fit = fit_power_law(x, y)
     slope, offset = np.polyfit(np.log(x), np.log(y), 1)
-    assert fit is not None
+    if fit is None:
+        assert abs(offset) > 690
+        return
     assert fit.exponent == pytest.approx(slope, rel=1e-4, abs=1e-6)
     assert np.log(fit.factor) == pytest.approx(offset, rel=1e-4, abs=1e-4)
 
