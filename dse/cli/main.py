@@ -8,6 +8,7 @@ import sys
 import typer
 
 from dse.cli import (
+    bench,
     cost,
     devices,
     evaluate,
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for module in (run, search, models, devices, trace, cost, sensitivity, plan, evaluate, report):
+for module in (run, search, models, devices, trace, cost, sensitivity, plan, evaluate, report, bench):
     module.register(app)
 
 

@@ -1,0 +1,116 @@
+"""``dse bench``: predictions against measured kernels, speed, and refitting the shipped constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from dse.cli import options
+from dse.cli.output import emit_json, note, table
+
+if TYPE_CHECKING:
+    from dse.calibrate.fidelity import FidelityRow, SignRow
+
+commands = typer.Typer(no_args_is_help=True, help="Predictions against measured kernels; speed; refitting.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(commands, name="bench")
+
+
+@commands.command("fidelity")
+def fidelity(
+    operator: list[str] = typer.Option(
+        [], "--operator", help="gemm, attention_prefill, attention_decode, all_reduce; repeatable."
+    ),
+    device: list[str] = typer.Option([], "--device", help="Only this device; repeatable."),
+    rows: int = typer.Option(2000, "--rows", min=10, help="Rows of each table that are scored."),
+    as_json: bool = options.JSON,
+) -> None:
+    """Compare predictions with measured kernels, beside a naive roofline (needs the extra ``bench``)."""
+    from dse.calibrate.fidelity import fidelity as benchmark
+    from dse.calibrate.fidelity import signs
+    from dse.calibrate.tables import WHEEL, series_of
+
+    chosen = series_of(operator, device)
+    scored = list(benchmark(chosen, rows, None if as_json else note))
+    sign = list(signs(chosen))
+    if as_json:
+        emit_json(
+            {
+                "source": WHEEL,
+                "rows": [row.to_json() for row in scored],
+                "signs": [row.to_json() for row in sign],
+            }
+        )
+        return
+    _show_scores(f"Predicted against measured kernels ({WHEEL})", scored)
+    _show_signs(sign)
+
+
+def _show_scores(title: str, rows: Iterable[FidelityRow]) -> None:
+    columns = ("class", "format", "device", "library", "shapes", "n", "median", "mean", "by time", "rho")
+    lines: list[Sequence[str]] = []
+    for row in rows:
+        bar = "" if row.bar is None else f"{row.bar:.1%}"
+        verdict = {None: "", True: "yes", False: "NO"}[row.passes]
+        coverage = "" if row.coverage is None else f"{row.coverage:.0%}"
+        lines.append(
+            (
+                *(row.operator, row.format, row.device, row.library, row.split, str(row.n)),
+                *(
+                    f"{row.model.median_ape:.1%}",
+                    f"{row.model.mean_ape:.1%}",
+                    f"{row.model.weighted_ape:.1%}",
+                ),
+                *(f"{row.model.spearman:.3f}", f"{row.naive.median_ape:.0%}", coverage, bar, verdict),
+            )
+        )
+    table(title, (*columns, "naive", "in 80 %", "bar", "within"), lines, numeric_from=5)
+
+
+def _show_signs(rows: Iterable[SignRow]) -> None:
+    lines = [
+        (
+            *(row.device, row.format, row.split, str(row.n), f"{row.right:.1%}"),
+            *(str(row.n_clear), f"{row.right_clear:.1%}", f"{row.lower_is_faster:.1%}"),
+        )
+        for row in rows
+    ]
+    columns = (
+        "device",
+        "format",
+        "shapes",
+        "n",
+        "sign right",
+        "n > 5 %",
+        "sign right",
+        "fewer bits are faster",
+    )
+    table("Which of two formats is faster, against bf16", columns, lines, numeric_from=3)
+
+
+@commands.command("fit")
+def fit(
+    write: bool = typer.Option(False, "--write", help="Write the constants into the packaged spec files."),
+    rows: int = typer.Option(8000, "--rows", min=100, help="Rows of each table that are fitted."),
+) -> None:
+    """Fit the shipped constants again from the tables (needs the extra ``bench``)."""
+    from dse.calibrate import refit, ship
+
+    note("reading the tables of the calibration devices")
+    parts = refit.fitted_parts(rows)
+    note("fitting devices, classes of devices and links")
+    devices = refit.fit_devices(parts)
+    classes = {name: refit.fit_family(parts, members) for name, members in refit.FAMILIES.items()}
+    own, shared = refit.fit_collectives()
+    for name, kernels in {**devices, **classes}.items():
+        typer.echo(f"# {name}\n{ship.kernels_text(kernels)}")
+    if write:
+        for name, kernels in devices.items():
+            ship.write_device(name, kernels, own.get(name, ()))
+        ship.write_defaults(classes, shared)
+        note("written")
