@@ -21,6 +21,7 @@ from dse.partition.problem import Array
 from dse.partition.relax import (
     Multipliers,
     Relaxed,
+    choice_costs,
     cut_bounds,
     layer_costs,
     prefixes_and_constants,
@@ -28,7 +29,7 @@ from dse.partition.relax import (
     stage_of_layers,
     uniform_multipliers,
 )
-from dse.partition.rounding import round_relaxed
+from dse.partition.rounding import CutEvaluator, round_relaxed
 
 BLOCK_CUTS = 20_000
 KEEP_MULTIPLIERS = 200
@@ -43,13 +44,19 @@ class Limits:
     Attributes:
         time_s: wall clock; None for no limit. n_relaxations: LPs solved, the same on every machine.
         gap_frac: a branch is dropped once it cannot improve the incumbent by more than this share.
-        max_labels: size of an enumeration above which a cut is branched instead.
+        first_labels: size of an enumeration above which a cut is branched instead; it doubles with every
+            fourth branching, up to ``max_labels``: small enumerations are cheap, deep trees are dear.
     """
 
     time_s: float | None = None
     n_relaxations: int | None = None
     gap_frac: float = 1e-9
+    first_labels: int = 300
     max_labels: int = 6000
+
+    def labels_at(self, depth: int) -> int:
+        """Return the size limit after so many branchings."""
+        return min(self.first_labels << min(depth // 4, 20), self.max_labels)
 
 
 @dataclass
@@ -114,6 +121,47 @@ class Memory:
             del known[1 : max(1, len(known) - KEEP_MULTIPLIERS)]
 
 
+class QualityFilter:
+    """Rules out cuts and choices that no assignment within a penalty bound can have.
+
+    Made from a finished search for the least penalty: its multipliers bound the penalty of every cut,
+    whatever the micro-batches. It settles bounds near the least penalty, where only few assignments are left.
+    """
+
+    def __init__(self, lanes: list[Lane], memory: Memory) -> None:
+        self.lanes = {lane.devices: lane for lane in lanes}
+        self.memory = memory
+        self.evaluated: dict[tuple[int, ...], tuple[Array, Array]] = {}
+
+    def _bounds(self, devices: tuple[int, ...]) -> tuple[Lane, list[Multipliers], Array, Array]:
+        lane = self.lanes[devices]
+        known = self.memory.known(lane)
+        if devices not in self.evaluated:
+            self.evaluated[devices] = prefixes_and_constants(lane, known, None)
+        return lane, known, *self.evaluated[devices]
+
+    def reaches(self, lane: Lane, cuts: NDArray[np.int64], max_penalty: float) -> NDArray[np.bool_]:
+        """Return which cuts (C, n + 1) may have an assignment within the bound."""
+        _, _, prefixes, constants = self._bounds(lane.devices)
+        possible = np.ones(len(cuts), dtype=bool)
+        for prefix, constant in zip(prefixes, constants, strict=True):
+            possible[possible] = cut_bounds(prefix, float(constant), cuts[possible]) <= max_penalty
+        return possible
+
+    def choices(self, lane: Lane, cut: NDArray[np.int64], max_penalty: float) -> NDArray[np.bool_]:
+        """Return (L, K): the choices of a cut that some assignment within the bound may contain."""
+        quality, known, prefixes, constants = self._bounds(lane.devices)
+        bounds = [
+            float(cut_bounds(p, float(c), cut[None])[0]) for p, c in zip(prefixes, constants, strict=True)
+        ]
+        best = int(np.argmax(bounds))
+        at = stage_of_layers(cut), np.arange(lane.n_layers)
+        # what the time lanes use may be dominated in quality and memory, so it is priced unmasked
+        least = layer_costs(quality, known[best])[at].min(axis=1, keepdims=True)
+        reduced = choice_costs(quality, known[best])[at] - least
+        return reduced <= max_penalty - bounds[best] + ROUNDING_FRAC * abs(max_penalty)
+
+
 @dataclass
 class Outcome:
     """Result of a search: incumbent, proven bound (infinite: nothing is feasible), statistics."""
@@ -131,13 +179,20 @@ class BranchAndBound:
     """One search for one penalty bound."""
 
     def __init__(
-        self, lanes: list[Lane], max_penalty: float | None, limits: Limits, memory: Memory, start: Incumbent
+        self,
+        lanes: list[Lane],
+        max_penalty: float | None,
+        limits: Limits,
+        memory: Memory,
+        start: Incumbent,
+        quality: QualityFilter | None = None,
     ) -> None:
         self.lanes = lanes
         self.max_penalty = max_penalty
         self.limits = limits
         self.memory = memory
         self.best = start
+        self.quality = quality
         self.best_relaxed: Relaxed | None = None
         self.heap: list[tuple[float, int, _Block | _Box | _Node]] = []
         self.counter = itertools.count()
@@ -232,6 +287,8 @@ class BranchAndBound:
         lane = self.lanes[box.lane]
         cuts = cuts_in_box(box.lo, box.hi)
         fits = lane.fits(cuts)
+        if self.quality is not None and self.max_penalty is not None:
+            fits &= self.quality.reaches(lane, cuts, self.max_penalty)
         n_fit = int(fits.sum())
         block = _Block(box.lane, cuts[fits], np.full(n_fit, -np.inf), np.zeros(n_fit, np.int64))
         self._refresh(block)
@@ -274,25 +331,33 @@ class BranchAndBound:
         cut = block.cuts[index]
         source = self.memory.known(self.lanes[block.lane])[block.source[index]]
         block.take(np.arange(len(block.cuts)) != index)
-        self._relax(block.lane, cut, self._promising(block.lane, cut, bound, source), bound, 0)
+        lane = self.lanes[block.lane]
+        usable = lane.usable[stage_of_layers(cut), np.arange(lane.n_layers)]
+        if self.quality is not None and self.max_penalty is not None:
+            usable = usable & self.quality.choices(lane, cut, self.max_penalty)
+        self._relax(block.lane, cut, self._promising(lane, cut, bound, source, usable), bound, 0)
         if len(block.cuts):
             self._refresh(block)
         if len(block.cuts):
             self._push(float(block.bounds.min()), block)
 
     def _promising(
-        self, lane_index: int, cut: NDArray[np.int64], bound: float, source: Multipliers
+        self,
+        lane: Lane,
+        cut: NDArray[np.int64],
+        bound: float,
+        source: Multipliers,
+        usable: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
         """Return (L, K) the usable choices that an improving assignment of the cut may contain.
 
-        An assignment costs at least the cut's bound plus the reduced cost of any of its choices.
+        An assignment costs at least ``bound``, which ``source`` proves, plus the reduced cost of any of its
+        choices.
         """
-        lane = self.lanes[lane_index]
-        at = stage_of_layers(cut), np.arange(lane.n_layers)
-        usable = lane.usable[at]
         if self.limit == float("inf"):
             return usable
-        costs = layer_costs(lane, source)[at]
+        at = stage_of_layers(cut), np.arange(lane.n_layers)
+        costs = np.where(usable, layer_costs(lane, source)[at], np.inf)
         reduced = costs - costs.min(axis=1, keepdims=True)
         return usable & (reduced <= self.limit - bound + ROUNDING_FRAC * abs(self.limit))
 
@@ -347,7 +412,7 @@ class BranchAndBound:
                     node.relaxed,
                     self.max_penalty,
                     self.limit,
-                    self.limits.max_labels,
+                    self.limits.labels_at(node.depth),
                 )
             except TooManyLabels:
                 pass
@@ -357,10 +422,25 @@ class BranchAndBound:
                 return
         self._branch(node)
 
+    def _offer_only(self, lane: Lane, node: _Node, choices: NDArray[np.int64]) -> None:
+        """Take up the one assignment that a node has left, where it is feasible."""
+        evaluator = CutEvaluator(lane, node.cut, self.max_penalty)
+        totals = evaluator.totals(choices)
+        violation, value = evaluator.score(totals)
+        if violation <= 0:
+            self._offer(lane, node.cut, choices, float(value), float(totals[-1]), node.relaxed)
+
     def _branch(self, node: _Node) -> None:
         """Split the choices of the layer that the relaxation mixes most (or that has most choices)."""
         self.n_branched += 1
-        low, high = split_choices(self.lanes[node.lane], node.usable, node.relaxed)
+        lane = self.lanes[node.lane]
+        usable = node.usable & self._promising(
+            lane, node.cut, node.relaxed.bound, node.relaxed.multipliers, node.usable
+        )
+        if not (usable.sum(axis=1) > 1).any():
+            self._offer_only(lane, node, usable.argmax(axis=1))
+            return
+        low, high = split_choices(lane, usable, node.relaxed)
         for usable in (low, high):
             self._relax(node.lane, node.cut, usable, node.relaxed.bound, node.depth + 1)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from dse.partition.branch import Limits
 from dse.partition.objective import objective_s, violations
 from dse.partition.problem import Arrangement, Formula, Goal, PipelineProblem, Solution
-from dse.partition.solve import Planner, least_penalty
+from dse.partition.solve import Planner
 
 FLOOR_FRAC = 1e-4  # penalties below this share of the largest one are not told apart
 
@@ -72,9 +72,7 @@ def latency_quality_front(
     if fastest.arrangement is None or fastest.penalty is None:
         return [fastest]
     report(1)
-    best_quality = least_penalty(
-        problem, time_limit_s=limits(n_points - 1).time_s, n_relaxations=n_relaxations
-    )
+    best_quality = planner.learn_quality(limits(n_points - 1))
     corners = [_Corner(fastest.penalty, fastest)]
     if best_quality.value is not None and best_quality.arrangement is not None:
         bound = best_quality.value

@@ -68,15 +68,18 @@ def constant_part(lane: Lane, multipliers: Multipliers, max_penalty: float | Non
 
 def layer_costs(lane: Lane, multipliers: Multipliers) -> Array:
     """Return (n, L, K): the Lagrangian cost of every choice, infinite where it is not usable."""
+    return np.where(lane.usable, choice_costs(lane, multipliers), np.inf)
+
+
+def choice_costs(lane: Lane, multipliers: Multipliers) -> Array:
+    """Return (n, L, K): the Lagrangian cost of every choice, usable or not."""
     weights, _ = stage_weights(lane, multipliers)
     n = lane.n
-    costs = (
-        weights[:n, None, None] * lane.prefill_s
-        + weights[n:, None, None] * lane.decode_s
-        + multipliers.memory[:, None, None] * lane.memory
-        + (lane.theta + multipliers.penalty) * lane.penalty
-    )
-    return np.where(lane.usable, costs, np.inf)
+    costs: Array = weights[:n, None, None] * lane.prefill_s
+    costs = costs + weights[n:, None, None] * lane.decode_s
+    costs += multipliers.memory[:, None, None] * lane.memory
+    costs += (lane.theta + multipliers.penalty) * lane.penalty
+    return costs
 
 
 def prefixes_and_constants(

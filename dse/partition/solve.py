@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dse.partition.branch import BranchAndBound, Incumbent, Limits, Memory, Outcome
+from dse.partition.branch import BranchAndBound, Incumbent, Limits, Memory, Outcome, QualityFilter
 from dse.partition.explain import binding_sentence, missing_sentence
 from dse.partition.lanes import Lane, LaneFactory
 from dse.partition.objective import REL_TOL, objective_s, penalty_of, violations
@@ -30,7 +30,18 @@ class Planner:
         # whether penalties count decides which choices dominate others, so bounded and free goals differ
         self._lanes: dict[bool, list[Lane]] = {}
         self._memory: dict[bool, Memory] = {}
+        self._quality: QualityFilter | None = None
         self.last: Outcome | None = None
+
+    def learn_quality(self, limits: Limits) -> Solution:
+        """Find the least penalty that fits, and keep what its search proves for later penalty bounds."""
+        began = time.monotonic()
+        lanes = LaneFactory(self.problem, Goal(), quality_only=True).lanes()
+        memory = Memory()
+        outcome = BranchAndBound(lanes, None, limits, memory, Incumbent()).run()
+        if outcome.finished:
+            self._quality = QualityFilter(lanes, memory)
+        return _solution(self.problem, Goal(), outcome, time.monotonic() - began, quality_only=True)
 
     def solve(
         self, max_penalty: float | None, starts: Sequence[Arrangement] = (), limits: Limits | None = None
@@ -55,6 +66,7 @@ class Planner:
             limits or self.limits,
             self._memory[bounded],
             self._start(goal, lanes, starts),
+            self._quality,
         ).run()
         self.last = outcome
         return _solution(self.problem, goal, outcome, time.monotonic() - began)
@@ -108,13 +120,7 @@ def least_penalty(
 
     Its micro-batches are the first candidates: they do not matter for the penalty.
     """
-    began = time.monotonic()
-    goal = Goal()
-    lanes = LaneFactory(problem, goal, quality_only=True).lanes()
-    outcome = BranchAndBound(
-        lanes, None, Limits(time_limit_s, n_relaxations, gap_frac), Memory(), Incumbent()
-    ).run()
-    return _solution(problem, goal, outcome, time.monotonic() - began, quality_only=True)
+    return Planner(problem, Goal()).learn_quality(Limits(time_limit_s, n_relaxations, gap_frac))
 
 
 def _widened(max_penalty: float) -> float:

@@ -2,8 +2,8 @@
 
 A study lives in one journal file and can be killed at any moment: the next call of ``run_search`` with the
 same arguments goes on, and ends with the same trials as a run that was never stopped. For that, the sampler
-of the k-th finished trial gets its own seed from (seed, k), so that a suggestion depends on the finished trials
-alone.
+of the k-th finished trial gets its own seed from (seed, k), so that a suggestion depends on the finished
+trials alone.
 
 Choices are suggested as ordered integers: with seeds from an exact front that beats categories (hypervolume
 29.65 against 29.14, the seeds alone 29.08, exact 29.94; 28 variables, 300 trials, the toy of
@@ -111,7 +111,8 @@ def run_search(
         seed: of all randomness.
         objectives: names, the length of every evaluation's values.
         names: of the variables, for other readers of the journal; default ``unit 0``...
-        reference: of the hypervolume; None for the worst values of the opening trials plus a tenth of their range.
+        reference: of the hypervolume; None for the worst values of the opening trials plus a tenth of their
+            range.
         patience: stop criterion, None to make all trials.
         progress: called after every trial of this process with the trial and ``n_trials``.
 

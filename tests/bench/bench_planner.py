@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from dataclasses import replace
 
@@ -18,6 +19,11 @@ from tests.pipeline_problems import by_mixed_integer_program
 
 pytestmark = pytest.mark.slow
 BITS = np.array([16.0, 8.25, 6.25, 4.5, 4.25, 3.25])
+
+
+def report(line: str) -> None:
+    """Show a line with ``-s``."""
+    sys.stdout.write(f"\n{line}")
 
 
 def unlike_boards(seed: int = 0, *, room: float = 1.3, n_layers: int = 30) -> PipelineProblem:
@@ -79,10 +85,10 @@ def test_front_of_the_demo_size_is_proven(room: float) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     front = latency_quality_front(problem, 12, time_limit_s=None)
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    print(f"\nroom {room}: {len(front)} points, {wall:.1f} s wall, {cpu:.1f} s processor")
+    report(f"room {room}: {len(front)} points, {wall:.1f} s wall, {cpu:.1f} s processor")
     for solution in front:
-        print(
-            f"  penalty {solution.penalty:.5g}  {solution.value:.6f} s  gap {solution.gap_frac:.1e}  {solution.time_s:.2f} s"
+        report(
+            f"  {solution.penalty:.5g} {solution.value:.6f} s {solution.gap_frac:.1e} {solution.time_s:.2f} s"
         )
     assert all(solution.status == "optimal" for solution in front)
 
@@ -96,7 +102,7 @@ def test_few_cuts_need_a_relaxation() -> None:
     solution = planner.solve(10 * least.value)
     n_cuts = sum((1, 29, 406)[lane.n - 1] for lane in LaneFactory(problem, Goal()).lanes())
     assert planner.last is not None
-    print(f"\n{planner.last.n_relaxations} relaxations for {n_cuts} cuts, {solution.time_s:.2f} s")
+    report(f"{planner.last.n_relaxations} relaxations for {n_cuts} cuts, {solution.time_s:.2f} s")
     assert solution.status == "optimal"
     assert planner.last.n_relaxations < 0.2 * n_cuts
 
@@ -124,6 +130,6 @@ def test_faster_than_one_textbook_program() -> None:
     program_s = time.perf_counter() - began
     ours = Planner(single, goal, Limits()).solve(0.05)
     everything = Planner(problem, goal, Limits()).solve(0.05)
-    print(f"\nprogram {program_s:.2f} s, same lane {ours.time_s:.3f} s, all lanes {everything.time_s:.2f} s")
+    report(f"program {program_s:.2f} s, same lane {ours.time_s:.3f} s, all lanes {everything.time_s:.2f} s")
     assert ours.value == pytest.approx(expected, rel=1e-6)
     assert ours.time_s < 0.5 * program_s

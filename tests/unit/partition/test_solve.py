@@ -76,7 +76,7 @@ def test_branching_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for four labels, cuts are closed by branching alone."""
     problem, goal = medium(), Goal(max_penalty=60.0)
     expected = solve(problem, goal)
-    branched = Planner(problem, goal, Limits(max_labels=4)).solve(60.0)
+    branched = Planner(problem, goal, Limits(first_labels=4, max_labels=4)).solve(60.0)
     assert branched.status == expected.status == "optimal"
     assert branched.value == pytest.approx(expected.value, rel=1e-9)
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dse.partition.branch import Limits
 from dse.partition.objective import objective_s, penalty_of, violations
 from dse.partition.problem import Formula, Goal, PipelineProblem
-from dse.partition.solve import least_penalty, solve
+from dse.partition.solve import Planner, least_penalty, solve
 from tests.pipeline_problems import by_mixed_integer_program, exhaustive, random_problem
 
 FORMULAS: tuple[Formula, ...] = ("round", "makespan", "llmpq")
@@ -87,6 +88,26 @@ def test_least_penalty(seed: int) -> None:
     assert (solution.value is None) == (huge is None)
     if huge is not None:
         assert solution.value == pytest.approx(huge[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_what_the_least_penalty_teaches_is_true(start: int) -> None:
+    """Bounds at and near the least penalty, where the quality search rules out most cuts and choices."""
+    n_solved = 0
+    for seed in range(start, start + 20):
+        problem = random_problem(seed, n_layers=5, n_choices=4)
+        planner = Planner(problem, Goal())
+        least = planner.learn_quality(Limits())
+        if least.value is None:
+            continue
+        for above in (0.0, 1.0, 3.0, 8.0):
+            expected = exhaustive(problem, Goal(max_penalty=least.value + above))
+            solution = planner.solve(least.value + above)
+            assert expected is not None
+            assert solution.status == "optimal"
+            assert solution.value == pytest.approx(expected[0], rel=1e-9)
+            n_solved += 1
+    assert n_solved > 20
 
 
 @pytest.mark.parametrize("seed", range(6))

