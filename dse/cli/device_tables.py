@@ -63,6 +63,44 @@ def _list_row(spec: HardwareSpec) -> tuple[str, ...]:
     )
 
 
+def show_cluster(cluster: Cluster) -> None:
+    """Print everything about a cluster, every number with its source."""
+    price = "unknown" if cluster.price_usd_per_h is None else f"{cluster.price_usd_per_h:.2f} $/h"
+    typer.echo(f"{cluster.name}: {cluster.description}")
+    typer.echo(f"  {len(cluster.devices)} devices, {price}; {cluster.source}")
+    table(
+        "Nodes",
+        ("node", "devices", "memory each", "16-bit each", "joined by", "bandwidth", "host memory"),
+        [
+            (
+                node.name,
+                f"{node.n_devices}x {node.device}",
+                _size(cluster.capacity_bytes(f"{node.name}/0")),
+                _si(rate_16_bit(cluster.specs[node.device]), "FLOP/s"),
+                UNKNOWN if node.intra_link is None else node.intra_link.name,
+                UNKNOWN if node.intra_link is None else si(node.intra_link.bandwidth_bytes_per_s, "B/s"),
+                ", ".join(f"{_size(tier.capacity_bytes)} {tier.kind}" for tier in node.host_memory)
+                or UNKNOWN,
+            )
+            for node in cluster.nodes
+        ],
+        numeric_from=7,
+    )
+    if cluster.inter_link is not None:
+        table(
+            "Link between nodes, per device and direction",
+            ("link", "kind", "bandwidth", "to one peer", "start", "joins", "up to"),
+            [_link(cluster.inter_link)],
+            numeric_from=7,
+        )
+    table(
+        "Numbers and sources",
+        ("path", "value", "unit", "confidence", "source", "note"),
+        [(s.path, f"{s.value:.6g}", s.unit, s.confidence, s.source, s.note) for s in cluster.sources],
+        numeric_from=6,
+    )
+
+
 def _members(cluster: Cluster) -> str:
     return " + ".join(f"{node.n_devices}x {node.device}" for node in cluster.nodes)
 

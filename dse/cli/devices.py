@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def devices(
     names: list[str] | None = typer.Argument(
-        None, metavar="[NAME]...", help="Devices, or YAML files of your own: one is shown, several compared."
+        None,
+        metavar="[NAME]...",
+        help="Devices (or YAML files of your own): one is shown, several compared; or one cluster.",
     ),
     sort: str = typer.Option(
         "name",
@@ -41,6 +43,9 @@ def devices(
     from dse.cli.device_values import document, ordered, summary
     from hardware_specs.loader import cluster_names, device_names, load_cluster, load_device
 
+    if names and len(names) == 1 and names[0] in cluster_names():
+        _cluster(names[0], as_json=as_json)
+        return
     chosen = [load_device(name) for name in names or ()]
     if plot is not None:
         _write_plot(plot, chosen, device_class)
@@ -62,6 +67,19 @@ def devices(
 
 def _emit(documents: list[dict[str, Any]]) -> None:
     emit_json(documents[0] if len(documents) == 1 else {"devices": documents})
+
+
+def _cluster(name: str, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from dse.cli.device_tables import show_cluster
+    from hardware_specs.loader import load_cluster
+
+    cluster = load_cluster(name)
+    if as_json:
+        emit_json(asdict(cluster))
+    else:
+        show_cluster(cluster)
 
 
 def _of_class(specs: list[HardwareSpec], device_class: str | None) -> list[HardwareSpec]:

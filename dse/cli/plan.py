@@ -45,6 +45,7 @@ def plan(
     ),
     theta: float = typer.Option(0.0, "--theta", min=0, help="Seconds that one unit of penalty is worth."),
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens of a measured metric."),
+    sequence_length: int = options.SEQUENCE,
     corpus: str | None = options.CORPUS,
     seed: int = options.SEED,
     time_limit: float = typer.Option(60.0, "--time-limit", min=0.1, help="Seconds for the solver."),
@@ -57,6 +58,7 @@ def plan(
     from studies.planning import fastest_plan
     from studies.schema import QualitySpec, Study, load_workload
 
+    options.check_sizes(tokens=tokens, sequence_length=sequence_length)
     choices = tuple(precision.name for precision in options.precisions_of(precisions))
     study = Study(
         name="plan",
@@ -69,7 +71,7 @@ def plan(
         granularity=granularity,
         metric=metric,
         seed=seed,
-        quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens),
+        quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length),
     )
     with ConsoleProgress() as progress:
         found = fastest_plan(study, progress, max_penalty=max_penalty, theta_s=theta, time_limit_s=time_limit)

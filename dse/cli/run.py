@@ -104,9 +104,7 @@ def _row(point: Point, *, chosen: bool) -> tuple[str, ...]:
 
 def _comparison(row: dict[str, object]) -> str:
     """One line on whether a mixed plan beat a uniform one."""
-    uniform = (
-        f"uniform {row['uniform']} ({row['uniform_bits']:.2f} bits, ppl {row['uniform_perplexity']:.2f})"
-    )
+    uniform = f"{row['uniform']} ({row['uniform_bits']:.2f} bits, ppl {row['uniform_perplexity']:.2f})"
     if row["mixed"] is None:
         return f"{uniform}: no measured mixed plan has as few bits"
     mixed = f"{row['mixed']} ({row['mixed_bits']:.2f} bits, ppl {row['mixed_perplexity']:.2f})"

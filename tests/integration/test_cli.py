@@ -100,8 +100,9 @@ def test_plan_json_and_its_use(dse: Run, model: Path, corpus: Path, tmp_path: Pa
     path = tmp_path / "plan.json"
     words = ["--cluster", "edge_pair", "--precisions", "int3_g32_asym,int4_g32_asym,int8_g32_asym,bf16"]
     limits = ["--as-good-as", "int4_g32_asym", "--workload", _workload(tmp_path), "--corpus", corpus]
+    sizes = ["--tokens", "64", "--sequence-length", "64"]
     got = document(
-        dse("plan", model, *words, *limits, "--tokens", "64", "--granularity", "linear", "-o", path, "--json")
+        dse("plan", model, *words, *limits, *sizes, "--granularity", "linear", "-o", path, "--json")
     )
     assert {"stages", "assignment", "prefill_micro_batch", "decode_micro_batch"} <= got.keys()
     assert got["stages"][0]["layers"][0] == 0
