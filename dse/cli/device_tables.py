@@ -1,40 +1,53 @@
-"""How ``dse devices`` prints: the list, everything about one device, several devices side by side."""
+"""How ``dse devices`` prints: the list, everything about one device or one cluster."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import typer
 
+from dse.cli.device_text import UNKNOWN, known_si, per_watt, plain, size
 from dse.cli.output import plain_table, si, table
 from hardware_specs.derived import (
     bandwidth_bytes_per_s,
     best_rate,
     capacity_bytes,
-    dollars_per_pflop,
     efficiency_flop_per_s_per_w,
     ridge_flop_per_byte,
 )
-from hardware_specs.sanity import check, findings, native_rates, rate_16_bit
+from hardware_specs.sanity import check, findings, rate_16_bit
 from hardware_specs.spec import Cluster, HardwareSpec, Link, MemoryTier
 
-UNKNOWN = "-"
 NARROW = 120
+COLUMNS = (
+    "device",
+    "class",
+    "16-bit",
+    "best",
+    "memory",
+    "bandwidth",
+    "TDP",
+    "ridge",
+    "per watt",
+    "$/h",
+    "year",
+    "",
+)
+NARROW_COLUMNS = (0, 2, 4, 5, 6)
 
 
 def show_all(specs: Sequence[HardwareSpec], clusters: Sequence[Cluster]) -> None:
     """Print one line per device and per cluster; a narrow terminal gets fewer columns."""
     narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < NARROW
-    columns = ["device", "class", "16-bit", "best", "memory", "bandwidth", "TDP"]
-    columns += [] if narrow else ["ridge", "per watt", "$/h", "year", ""]
+    shown = NARROW_COLUMNS if narrow else tuple(range(len(COLUMNS)))
     rows = [_list_row(spec) for spec in specs]
     plain_table(
         f"{len(specs)} devices: dense peaks, - where nothing is published",
-        columns,
-        [row[: len(columns)] for row in rows],
-        numeric_from=2,
+        [COLUMNS[index] for index in shown],
+        [[row[index] for index in shown] for row in rows],
+        numeric_from=1 if narrow else 2,
     )
     if clusters:
         plain_table(
@@ -50,13 +63,13 @@ def _list_row(spec: HardwareSpec) -> tuple[str, ...]:
     return (
         spec.name,
         spec.device_class,
-        _si(rate_16_bit(spec), "FLOP/s"),
+        known_si(rate_16_bit(spec), "FLOP/s"),
         UNKNOWN if best is None else f"{si(best[1], 'OP/s')} {best[0]}",
-        _size(capacity_bytes(spec)),
-        _si(bandwidth_bytes_per_s(spec), "B/s"),
-        _si(spec.power.tdp_w, "W"),
-        _plain(ridge_flop_per_byte(spec), "FLOP/B"),
-        _per_watt(efficiency_flop_per_s_per_w(spec)),
+        size(capacity_bytes(spec)),
+        known_si(bandwidth_bytes_per_s(spec), "B/s"),
+        known_si(spec.power.tdp_w, "W"),
+        plain(ridge_flop_per_byte(spec), "FLOP/B"),
+        per_watt(efficiency_flop_per_s_per_w(spec)),
         UNKNOWN if spec.price_usd_per_h is None else f"{spec.price_usd_per_h:.2f}",
         UNKNOWN if spec.year is None else str(spec.year),
         "" if spec.availability == "shipping" else spec.availability,
@@ -75,12 +88,11 @@ def show_cluster(cluster: Cluster) -> None:
             (
                 node.name,
                 f"{node.n_devices}x {node.device}",
-                _size(cluster.capacity_bytes(f"{node.name}/0")),
-                _si(rate_16_bit(cluster.specs[node.device]), "FLOP/s"),
+                size(cluster.capacity_bytes(f"{node.name}/0")),
+                known_si(rate_16_bit(cluster.specs[node.device]), "FLOP/s"),
                 UNKNOWN if node.intra_link is None else node.intra_link.name,
                 UNKNOWN if node.intra_link is None else si(node.intra_link.bandwidth_bytes_per_s, "B/s"),
-                ", ".join(f"{_size(tier.capacity_bytes)} {tier.kind}" for tier in node.host_memory)
-                or UNKNOWN,
+                ", ".join(f"{size(tier.capacity_bytes)} {tier.kind}" for tier in node.host_memory) or UNKNOWN,
             )
             for node in cluster.nodes
         ],
@@ -115,7 +127,7 @@ def show_one(spec: HardwareSpec) -> None:
             (
                 path.kind,
                 path.support,
-                _si(path.dense_flop_per_s, "FLOP/s") if path.support == "native" else "",
+                known_si(path.dense_flop_per_s, "FLOP/s") if path.support == "native" else "",
                 f"runs as {path.compute_as}" if path.compute_as else path.reason,
             )
             for path in spec.compute
@@ -156,8 +168,8 @@ def _head(spec: HardwareSpec) -> None:
     facts += [si(spec.clock_hz, "Hz")] if spec.clock_hz else []
     typer.echo(f"{spec.name}: {spec.description}")
     typer.echo(f"  {', '.join(facts)}")
-    watts = [f"TDP {_si(power.tdp_w, 'W')}", f"static {_si(power.static_w, 'W')}"]
-    watts += [f"typical {_si(power.typical_w, 'W')}"] if power.typical_w else []
+    watts = [f"TDP {known_si(power.tdp_w, 'W')}", f"static {known_si(power.static_w, 'W')}"]
+    watts += [f"typical {known_si(power.typical_w, 'W')}"] if power.typical_w else []
     typer.echo(f"  {', '.join(watts)}{f' ({power.static_note})' if power.static_note else ''}")
     if spec.price_usd_per_h is not None:
         typer.echo(f"  {spec.price_usd_per_h:.2f} $/h ({spec.price_date or 'undated'})")
@@ -224,8 +236,8 @@ def _tier(tier: MemoryTier) -> tuple[str, ...]:
         tier.kind,
         ", ".join(holds) or "cache",
         where,
-        _size(tier.capacity_bytes),
-        _si(tier.bandwidth_bytes_per_s, "B/s"),
+        size(tier.capacity_bytes),
+        known_si(tier.bandwidth_bytes_per_s, "B/s"),
     )
 
 
@@ -245,103 +257,3 @@ def _link(link: Link) -> tuple[str, ...]:
         joins,
         UNKNOWN if link.max_devices is None else f"{link.max_devices} devices",
     )
-
-
-def show_comparison(specs: Sequence[HardwareSpec]) -> None:
-    """Print devices side by side; numbers of the others are followed by their ratio to the first."""
-    kinds = [path.kind for path in specs[0].compute]
-    kinds += [path.kind for spec in specs for path in spec.compute if path.kind not in kinds]
-    rows = [
-        ("class", *(spec.device_class for spec in specs)),
-        ("availability", *(spec.availability for spec in specs)),
-        ("year", *(UNKNOWN if spec.year is None else str(spec.year) for spec in specs)),
-        *((kind, *_compared(specs, _rate_of(kind), "FLOP/s", kind)) for kind in dict.fromkeys(kinds)),
-        *((label, *_compared(specs, value, unit)) for label, value, unit in _COMPARED),
-    ]
-    table(
-        f"{len(specs)} devices; (x) is the ratio to {specs[0].name}",
-        ("", *(spec.name for spec in specs)),
-        rows,
-        numeric_from=1,
-    )
-
-
-def _rate_of(kind: str) -> Callable[[HardwareSpec], float | None]:
-    return lambda spec: native_rates(spec).get(kind)
-
-
-def _scale_up(spec: HardwareSpec) -> float | None:
-    link = spec.link("scale_up")
-    return None if link is None else link.bandwidth_bytes_per_s
-
-
-_COMPARED: tuple[tuple[str, Callable[[HardwareSpec], float | None], str], ...] = (
-    ("memory", capacity_bytes, "iB"),
-    ("bandwidth", bandwidth_bytes_per_s, "B/s"),
-    ("ridge", ridge_flop_per_byte, "FLOP/B"),
-    ("scale-up link", _scale_up, "B/s"),
-    ("TDP", lambda spec: spec.power.tdp_w, "W"),
-    ("best rate per watt", efficiency_flop_per_s_per_w, "TOPS/W"),
-    ("price", lambda spec: spec.price_usd_per_h, "$/h"),
-    ("price per 16-bit PFLOP/s", dollars_per_pflop, "$/h"),
-)
-
-
-def _compared(
-    specs: Sequence[HardwareSpec],
-    value: Callable[[HardwareSpec], float | None],
-    unit: str,
-    kind: str = "",
-) -> list[str]:
-    reference = value(specs[0])
-    cells = []
-    for index, spec in enumerate(specs):
-        number = value(spec)
-        if number is None:
-            cells.append(_stand_in(spec, kind))
-            continue
-        ratio = f" ({number / reference:.2f}x)" if index and reference else ""
-        cells.append(f"{_written(number, unit)}{ratio}")
-    return cells
-
-
-def _stand_in(spec: HardwareSpec, kind: str) -> str:
-    """What stands where a device has no rate of its own for a kind."""
-    path = next((entry for entry in spec.compute if entry.kind == kind), None)
-    if path is None:
-        return UNKNOWN
-    if path.support == "emulated":
-        return f"as {path.compute_as}" if path.compute_as else "no rate"
-    return "no rate" if path.support == "native" else UNKNOWN
-
-
-def _written(number: float, unit: str) -> str:
-    if unit == "iB":
-        return _size(number)
-    if unit == "TOPS/W":
-        return _per_watt(number)
-    if unit in ("FLOP/B", "$/h"):
-        return _plain(number, unit)
-    return si(number, unit)
-
-
-def _si(value: float | None, unit: str) -> str:
-    return UNKNOWN if value is None else si(value, unit)
-
-
-def _plain(value: float | None, unit: str) -> str:
-    return UNKNOWN if value is None else f"{value:.3g} {unit}"
-
-
-def _per_watt(value: float | None) -> str:
-    return _plain(None if value is None else value / 1e12, "TOPS/W")
-
-
-def _size(value: float | None) -> str:
-    """Return a capacity in binary units, as memory is sold."""
-    if value is None:
-        return UNKNOWN
-    for factor, prefix in ((2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi")):
-        if value >= factor:
-            return f"{value / factor:.4g} {prefix}B"
-    return f"{value / 2**10:.4g} KiB"

@@ -39,7 +39,8 @@ def devices(
     as_json: bool = JSON,
 ) -> None:
     """Show the hardware spec files, every number with its source."""
-    from dse.cli.device_tables import show_all, show_comparison, show_one
+    from dse.cli.device_comparison import show_comparison
+    from dse.cli.device_tables import show_all, show_one
     from dse.cli.device_values import document, ordered, summary
     from hardware_specs.loader import cluster_names, device_names, load_cluster, load_device
 
@@ -94,9 +95,8 @@ def _of_class(specs: list[HardwareSpec], device_class: str | None) -> list[Hardw
 
 def _write_plot(path: Path, chosen: list[HardwareSpec], device_class: str | None) -> None:
     """Write the page of all devices (of a class); a user's own files are added to the packaged ones."""
-    from reports.devices import write_devices_page
-
     from hardware_specs.loader import device_names, load_device
+    from reports.devices import write_devices_page
 
     known = {name: load_device(name) for name in device_names()}
     known |= {spec.name: spec for spec in chosen}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 import typer
@@ -83,6 +84,21 @@ def test_comparison_gives_ratios_to_the_first(run):
     assert line.rstrip().endswith("-")
     names = [entry["name"] for entry in json.loads(run("nvidia_t4", "nvidia_l4", "--json"))["devices"]]
     assert names == ["nvidia_t4", "nvidia_l4"]
+
+
+def test_a_cluster_is_shown_too(run):
+    text = run("h100_node8")
+    assert "8x nvidia_h100_sxm" in text
+    assert "1 TiB DDR5, 6.912 TiB NVMe" in text
+    assert "assumed" in run("helix_24").lower()
+    assert json.loads(run("h100_node8", "--json"))["nodes"][0]["n_devices"] == 8
+
+
+def test_a_slip_in_a_file_of_ones_own_is_pointed_out(run, tmp_path):
+    text = resources.files("hardware_specs").joinpath("devices/nvidia_h100_sxm.yaml").read_text("utf-8")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace("value: 80, unit: GiB", "value: 80, unit: GB"), encoding="utf-8")
+    assert "ODD, a slip? capacity: 80 GB of HBM3: memory chips come in GiB" in run(str(mine))
 
 
 def test_plot_writes_one_page(run, tmp_path):
