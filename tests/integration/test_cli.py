@@ -175,9 +175,9 @@ def test_lists_have_tables_and_json(dse: Run, words: list[str]) -> None:
 
 
 def test_plan_of_an_architecture_without_weights(dse: Run) -> None:
-    got = document(
-        dse("plan", "opt-13b", "--cluster", "llmpq_cluster3", "--workload", "offline_batch", "--json")
-    )
+    cluster = ("--cluster", "llmpq_cluster3", "--workload", "offline_batch")
+    limit = ("--as-good-as", "int4_g128_asym")
+    got = document(dse("plan", "opt-13b", *cluster, "--precisions", "int4_g128_asym,fp16", *limit, "--json"))
     assert got["solver"]["status"] == "optimal"
     assert [stage["layers"] for stage in got["stages"]][-1][1] == 40
 
