@@ -25,9 +25,12 @@ NETWORK_HALF_BYTES = 4.0e6
 
 
 def p2p_time_s(message_bytes: Floats, link: Link) -> Floats:
-    """Return the time of one message: latency + bytes / bandwidth; no message takes no time."""
+    """Return the time of one message between neighbours: latency + bytes / bandwidth; none takes no time.
+
+    In a mesh, ring or torus a message between two devices uses their part of the link only.
+    """
     message = np.asarray(message_bytes, dtype=np.float64)
-    return np.where(message > 0, link.latency_s + message / link.bandwidth_bytes_per_s, 0.0)
+    return np.where(message > 0, link.latency_s + message / link.peer_bandwidth_bytes_per_s, 0.0)
 
 
 def profiles_of(link: Link) -> tuple[CollectiveProfile, ...]:

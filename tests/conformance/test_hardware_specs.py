@@ -213,6 +213,14 @@ def test_unknown_stays_unknown():
     assert spec.process_nm is None
 
 
+@devices
+def test_no_kernel_reads_faster_than_the_memory(name):
+    """Fitted efficiencies stay below 1 / 0.97, so a batch-1 decode never beats bandwidth over weight bytes."""
+    spec = load_device(name)
+    for profile in spec.kernels:
+        assert profile.byte_eff_frac <= 1 / 0.97 + 1e-3, profile.name
+
+
 def test_h100_bound_of_decode():
     """Llama-3-8B in bfloat16 reads about 15 GB per token: no more than 223 tokens/s on 3.35 TB/s."""
     assert load_device("nvidia_h100_sxm").main_memory.bandwidth_bytes_per_s / 15e9 == pytest.approx(

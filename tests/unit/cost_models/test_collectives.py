@@ -18,7 +18,7 @@ from cost_models.collectives import (
 )
 from hardware_specs.kernels import CollectiveProfile
 from hardware_specs.loader import load_device
-from hardware_specs.spec import Link
+from hardware_specs.spec import Link, Topology
 
 RING = CollectiveProfile("ring", 5e-6, 2e-6, 0.8, 4e6, "analytic", "made up")
 ONE_SHOT = CollectiveProfile("one_shot", 1e-6, 0.1e-6, 0.2, 0.0, "analytic", "made up")
@@ -111,3 +111,11 @@ def test_measured_all_reduce(shared_data, device):
     predicted_s = library_all_reduce_s(size, 8, link, nccl)
     error = float(np.median(np.abs(predicted_s / measured_s - 1)[large]))
     assert error < 0.4, f"median error {error:.1%}"
+
+
+def test_one_message_uses_one_link_of_a_mesh():
+    """MI300X: 448 GB/s to seven others, so 64 GB/s to one of them; a switch gives all of it to any."""
+    mesh = replace(LINK, topology=Topology("all_to_all", n_neighbours=7))
+    switch = replace(LINK, topology=Topology("switch"))
+    assert p2p_time_s(1e9, mesh) == pytest.approx(2e-6 + 7e9 / 100e9)
+    assert p2p_time_s(1e9, switch) == pytest.approx(2e-6 + 1e9 / 100e9)
