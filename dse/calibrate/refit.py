@@ -59,12 +59,10 @@ def neutral(name: str) -> KernelProfile:
 
 
 def fitted_parts(n_rows: int = FIT_ROWS) -> list[Part]:
-    """Return the rows that may be fitted: calibration devices, 16-bit cache, shapes not held out."""
+    """Return the rows that may be fitted: those of calibration devices whose shapes are not held out."""
     parts: list[Part] = []
     for series in SERIES:
         if series.device not in CALIBRATED or series.operator == "all_reduce" or series.role != "fitted":
-            continue
-        if series.operator != "gemm" and series.kv_dtype != "bfloat16":
             continue
         spec = load_device(series.device)
         rows = load(series, spec, n_rows)
@@ -75,15 +73,34 @@ def fitted_parts(n_rows: int = FIT_ROWS) -> list[Part]:
 def fit_devices(parts: Sequence[Part]) -> dict[str, dict[str, tuple[KernelProfile, str]]]:
     """Return device -> profile name -> (constants with their interval, where they come from)."""
     found: dict[str, dict[str, tuple[KernelProfile, str]]] = {}
+    groups: dict[tuple[str, str], list[Part]] = {}
     for part in parts:
-        name = part.rows.work.profile
-        profile = fit_profile([(part.spec, part.rows)], neutral(name)).profile
-        interval = interval_of(log_ratios(part.spec, part.rows, profile))
-        source = f"dse bench fit: {part.series.library_name} kernels, {WHEEL} (Apache-2.0)"
-        if part.series.device == H100 and part.series.format == "W8A16":
+        groups.setdefault((part.series.device, part.rows.work.profile), []).append(part)
+    for (device, name), mine in groups.items():
+        profile = _shared(mine, name)
+        source = f"dse bench fit: {mine[0].series.library_name} kernels, {WHEEL} (Apache-2.0)"
+        if _is_slow_path(mine[0]):
             source = f"{source}; torchao, slower than bf16 at every size"
-        found.setdefault(part.series.device, {})[name] = (replace(profile, interval=interval), source)
+        interval = interval_of(_pooled(mine, profile))
+        found.setdefault(device, {})[name] = (replace(profile, interval=interval), source)
     return found
+
+
+def _shared(parts: Sequence[Part], name: str) -> KernelProfile:
+    return fit_profile([(part.spec, part.rows) for part in parts], neutral(name)).profile
+
+
+def _is_slow_path(part: Part) -> bool:
+    """Whether it is the torchao kernel on H100, which no other device is expected to take."""
+    return part.series.device == H100 and part.series.format == "W8A16"
+
+
+def _pooled(parts: Sequence[Part], profile: KernelProfile) -> Array:
+    """Return ln(measured / predicted) of equally many rows of each part."""
+    generator = np.random.default_rng(0)
+    ratios = [generator.permutation(log_ratios(part.spec, part.rows, profile)) for part in parts]
+    least = min(len(part) for part in ratios)
+    return np.concatenate([part[:least] for part in ratios])
 
 
 def fit_family(parts: Sequence[Part], devices: Sequence[str]) -> dict[str, tuple[KernelProfile, str]]:
@@ -94,38 +111,28 @@ def fit_family(parts: Sequence[Part], devices: Sequence[str]) -> dict[str, tuple
     """
     found: dict[str, tuple[KernelProfile, str]] = {}
     for name in sorted({part.rows.work.profile for part in parts}):
-        mine = [
-            part
-            for part in parts
-            if part.rows.work.profile == name
-            and (part.series.device in devices)
-            # The torchao kernel is a slow path that no other device is expected to take.
-            and not (part.series.device == H100 and part.series.format == "W8A16")
-        ]
-        if not mine:
-            mine = [part for part in parts if part.rows.work.profile == name]
-        profile = fit_profile([(part.spec, part.rows) for part in mine], neutral(name)).profile
-        kernels = ", ".join(f"{part.series.device} ({part.series.library_name})" for part in mine)
-        source = f"dse bench fit: shared by {kernels}, {WHEEL} (Apache-2.0)"
-        found[name] = (
-            replace(profile, provenance="analytic", interval=_family_interval(mine, profile)),
-            source,
-        )
+        known = [part for part in parts if part.rows.work.profile == name and not _is_slow_path(part)]
+        mine = [part for part in known if part.series.device in devices] or known
+        profile = _shared(mine, name)
+        kernels = sorted({f"{part.series.device} ({part.series.library_name})" for part in mine})
+        source = f"dse bench fit: shared by {', '.join(kernels)}, {WHEEL} (Apache-2.0)"
+        interval = _family_interval(mine, profile)
+        found[name] = (replace(profile, provenance="analytic", interval=interval), source)
     return found
 
 
 def _family_interval(parts: Sequence[Part], profile: KernelProfile) -> Interval:
-    if len(parts) == 1:
-        own = interval_of(log_ratios(parts[0].spec, parts[0].rows, profile))
+    names = sorted({part.series.device for part in parts})
+    if len(names) == 1:
+        own = interval_of(_pooled(parts, profile))
         return Interval(own.low / LONE_SPREAD, own.high * LONE_SPREAD)
     ratios: list[Array] = []
-    for left_out in parts:
-        others = [(part.spec, part.rows) for part in parts if part is not left_out]
-        shared = fit_profile(others, neutral(profile.name)).profile
-        ratios.append(log_ratios(left_out.spec, left_out.rows, shared))
+    for name in names:
+        others = [part for part in parts if part.series.device != name]
+        left_out = [part for part in parts if part.series.device == name]
+        ratios.append(_pooled(left_out, _shared(others, profile.name)))
     least = min(len(part) for part in ratios)
-    generator = np.random.default_rng(0)
-    return interval_of(np.concatenate([generator.permutation(part)[:least] for part in ratios]))
+    return interval_of(np.concatenate([part[:least] for part in ratios]))
 
 
 def fit_collective(parts: Sequence[tuple[Link, Transfers]], name: str, source: str) -> CollectiveProfile:

@@ -135,7 +135,7 @@ def _series() -> tuple[Series, ...]:
         attention = ATTENTION_LIBRARIES.get(device, TRT)
         for operator in ("attention_prefill", "attention_decode"):
             add(operator, device, attention)
-            if device in (H100, H200):
+            if attention == TRT:
                 add(operator, device, attention, "bfloat16", "fp8")
         if device in NCCL:
             add("all_reduce", device, ("nccl", NCCL[device]))
