@@ -31,7 +31,7 @@ from dse.partition.relax import (
 )
 from dse.partition.rounding import CutEvaluator, round_relaxed
 
-BLOCK_CUTS = 20_000
+BLOCK_CUTS = 2_000  # blocks are held for all lanes at once, boxes hold no cuts
 KEEP_MULTIPLIERS = 200
 BATCH_MULTIPLIERS = 16
 ROUNDING_FRAC = 1e-12  # widens comparisons that would otherwise hang on the rounding of sums
