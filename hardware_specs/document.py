@@ -215,7 +215,19 @@ class LinksDocument(Closed):
 
 
 class DeviceDocument(Closed):
-    """A file of ``devices/``."""
+    """A file of ``devices/``; what nobody published is absent.
+
+    Attributes:
+        availability: "incomplete" devices lack so much that nothing on them is timed.
+        missing: what is absent although people ask for it (a dotted path), and why.
+        exceptions: which rule of ``hardware_specs.sanity`` the device rightly breaks, and why.
+        sources: texts that numbers may name by their key.
+        arithmetic: operations per cycle and core, known apart from the rates: what a rate is checked against.
+        compute: every kind of ``parts.COMPUTE_KINDS``; rates are dense.
+        pairs: pairs of operand kinds where each kind alone does not say what happens.
+        memory: fast to slow; one tier is ``main``.
+        kernels: constants fitted to this device; the rest come from its class.
+    """
 
     name: str
     vendor: str
