@@ -90,8 +90,8 @@ def test_result_is_consistent(finished: Path) -> None:
         "nvidia_jetson_agx_orin_64gb",
     }
     names = [point["name"] for point in result["baselines"]]
-    assert "uniform-bf16+bf16+bf16" in names
-    full = next(p for p in result["baselines"] if p["name"] == "uniform-bf16+bf16+bf16")
+    assert "uniform-bf16" in names
+    full = next(p for p in result["baselines"] if p["name"] == "uniform-bf16")
     assert full["measured"]["kl_nats"] == 0
     assert full["measured"]["perplexity"] == pytest.approx(result["reference"]["perplexity"])
     assert full["predicted"]["effective_bits"] == 16
