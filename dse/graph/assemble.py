@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dse.errors import ConfigError
@@ -68,7 +69,8 @@ def assemble(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> O
 def _check_copies(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> None:
     """Check that the two layers of the first kind compute the same, as layers that are folded must."""
     first, again = (
-        [entry.op for entry in traced if entry.part == layer] for layer in (0, skeleton.template_of[0])
+        [replace(entry.op, live_elements=Extent()) for entry in traced if entry.part == layer]
+        for layer in (0, skeleton.template_of[0])
     )
     if first != again:
         raise ConfigError(

@@ -19,12 +19,13 @@ from torch import nn
 from dse.graph.operator import Attention, Experts
 
 if TYPE_CHECKING:
+    from dse.graph.lifetimes import Lifetimes
     from dse.graph.record import Recorder
 
 ATTENTION_NAME = "dse_traced_attention"
 EXPERTS_NAME = "dse_traced_experts"
 
-RECORDER: ContextVar[Recorder] = ContextVar("recorder")
+RECORDER: ContextVar[Recorder | Lifetimes] = ContextVar("recorder")
 
 SOFTMAX_PER_SCORE = 6  # scale, maximum, subtract, exponential, sum, divide
 SOFTCAP_PER_SCORE = 3  # divide, tanh, multiply
@@ -134,6 +135,7 @@ def routed_experts(
     transposed = getattr(module, "is_transposed", True)
     first = "gate_up_proj" if getattr(module, "has_gate", True) else "up_proj"
     biased = getattr(module, "has_bias", False)
+    gathered = RECORDER.get().scratch((top_k_index.numel(), tokens.shape[-1]), tokens)
     rows = experts_linear(
         tokens,
         getattr(module, first),
@@ -151,9 +153,16 @@ def routed_experts(
     )
     if getattr(module, "has_post_expert_norm", False):
         rows = module.post_expert_norm(rows)
+    weighted = RECORDER.get().scratch(tuple(rows.shape), rows)
+    ordered = RECORDER.get().scratch(tuple(rows.shape), rows)
+    del weighted  # both exist while the rows go back to the order of their tokens
     mixed = RECORDER.get().kernel(
         "combine", "pointwise", [rows, top_k_weights], [tuple(tokens.shape)], vector_flop=2 * rows.numel()
     )
+    del (
+        ordered,
+        gathered,
+    )  # the rows in the order of their experts, which the grouped product holds to the end
     return mixed[0].reshape(shape)
 
 
@@ -335,7 +344,7 @@ REPLACED: dict[str, Callable[..., Any]] = {
 
 
 @contextmanager
-def kernels_in(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def kernels_in(model: nn.Module, recorder: Recorder | Lifetimes) -> Iterator[None]:
     """Let the modules of ``model`` record kernels while inside."""
     files = {type(module).__module__ for module in model.modules()}
     undo: list[tuple[Any, str, Any]] = []

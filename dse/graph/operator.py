@@ -103,6 +103,8 @@ class Op:
         experts: routing of a linear that multiplies each token with some of its matrices.
         state_elements: recurrent state (scans and convolutions) that a sequence keeps however long it is;
             read and written once in a pass, which the activation traffic includes.
+        live_elements: activations that exist while it runs, where the module itself runs its operators one
+            after the other and holds what its callers hold; without the cache.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Op:
     tied_to: str | None = None
     experts: Experts | None = None
     state_elements: Extent = Extent()
+    live_elements: Extent = Extent()
 
     @property
     def role(self) -> str:
@@ -138,6 +141,17 @@ class Op:
         if self.attention is not None and self.attention.window is not None:
             context = np.minimum(context, np.asarray(query) + (self.attention.window - 1))
         return extent(batch, query, context)
+
+    def cached_elements(self, batch: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
+        """Return what the operator keeps of ``batch`` sequences after ``context`` positions."""
+        state = self.state_elements(batch, 1, context)
+        geometry = self.attention
+        if geometry is None or not geometry.causal:
+            return state
+        kept = np.asarray(context, dtype=np.float64)
+        if geometry.window is not None:
+            kept = np.minimum(kept, geometry.window - 1)
+        return state + np.asarray(batch) * kept * geometry.cached_heads * 2 * geometry.cached_dim
 
 
 @dataclass(frozen=True)
@@ -239,6 +253,15 @@ class OperatorGraph:
         """Key and value elements that one token adds to the cache, over all layers."""
         per_token = self.total("kv_write_elements")(1, 1, 1)
         return round(float(per_token))
+
+    def cache_elements(self, batch: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
+        """Return the cached elements of ``batch`` sequences after ``context`` positions; sizes broadcast.
+
+        Keys and values or their compressed form, and recurrent states. A sliding cache keeps the window - 1
+        positions that the next token sees besides itself.
+        """
+        parts = [op.cached_elements(batch, context) * p.repeats for p in self.parts for op in p.ops]
+        return np.sum(parts, axis=0, dtype=np.float64)
 
     def nx(self) -> nx.DiGraph:
         """Return a networkx view with one node per operator and layer; changing it changes nothing here."""

@@ -134,6 +134,9 @@ class Recorder(TorchDispatchMode):
         fresh = self._index(appended)
         self._add(whole, producer=None, cached=role, fresh=fresh)
 
+    def scratch(self, shape: tuple[int, ...], like: torch.Tensor) -> None:
+        """Memory that a kernel uses inside moves nothing between operators."""
+
     def kernel(
         self,
         name: str,

@@ -17,6 +17,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from dse.graph.lifetimes import Lifetimes
 from dse.graph.record import Recorder
 
 UNBOUNDED: dict[type[Any], type[Any]] = {
@@ -45,7 +46,7 @@ class CacheLayout:
 class RecordingCache(Cache):
     """A cache with a layer of each of ``kinds``, values of ``UNBOUNDED``, on the meta device."""
 
-    def __init__(self, recorder: Recorder, kinds: tuple[type[Any], ...]) -> None:
+    def __init__(self, recorder: Recorder | Lifetimes, kinds: tuple[type[Any], ...]) -> None:
         super().__init__(layers=[kind() for kind in kinds])
         self._recorder = recorder
 

@@ -18,6 +18,7 @@ SIZE_FIELDS = (
     "kv_read_elements",
     "kv_write_elements",
     "state_elements",
+    "live_elements",
 )
 
 

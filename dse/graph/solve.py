@@ -69,6 +69,7 @@ def solve(
             attention=_geometry(skeleton, first, group, part),
             tied_to=tied_to,
             experts=_experts(first, group),
+            live_elements=fitter(tuple(of_group[point].live_elements for point in probe.grid)),
             **sizes,
         )
         traced.append(Traced(op, part, fit.edges(), of_group[probe.grid[0]].is_result))

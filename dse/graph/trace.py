@@ -8,6 +8,7 @@ find them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from dse.errors import ConfigError
 from dse.graph.assemble import assemble, name_groups
 from dse.graph.fit import VISION
-from dse.graph.measure import measure
-from dse.graph.merge import merge, why_unsupported
+from dse.graph.lifetimes import Lifetimes, in_float32
+from dse.graph.measure import Measured, measure
+from dse.graph.merge import Group, merge, why_unsupported
 from dse.graph.operator import OperatorGraph
 from dse.graph.record import Recorder, Recording
 from dse.graph.recording_cache import CacheLayout, RecordingCache
@@ -47,6 +49,7 @@ def trace_model(source: ModelSource) -> OperatorGraph:
     groups = merge(first, skeleton.model, source.name)
     measured = {point: measure(recording, groups) for point, recording in recordings.items()}
     names = name_groups(skeleton, groups)
+    _measure_lifetimes(skeleton, groups, measured, source)
     traced = solve(skeleton, first, groups, names, measured, probe, source)
     graph = assemble(skeleton, traced, source)
     counted = sum(op.parameters * part.repeats for part in graph.parts for op in part.ops)
@@ -82,35 +85,66 @@ def _run(skeleton: Skeleton, point: Point, source: ModelSource) -> Recording:
     return _forward(skeleton, recorder, cache, batch, query, source)
 
 
+def _measure_lifetimes(
+    skeleton: Skeleton, groups: list[Group], measured: dict[Point, list[Measured]], source: ModelSource
+) -> None:
+    """Fill in how many elements exist while each group runs, at the points that are fitted."""
+    model = in_float32(skeleton.model)
+    for point in skeleton.probe.grid:
+        batch, query, context = point
+        lifetimes = Lifetimes(model)
+        cache = RecordingCache(lifetimes, skeleton.cache_kinds)
+        if skeleton.cache_argument is not None:
+            cache.fill(skeleton.layouts, batch, context - query)
+        tokens = _input(skeleton, batch, query, torch.float32)
+        try:
+            live = lifetimes.run(_call(skeleton, model, tokens, cache), [tokens])
+        except Exception as error:
+            raise ConfigError(_explain(error), file=source.name) from error
+        for group, numbers in zip(groups, measured[point], strict=True):
+            # The same operation at every point: where most exists at the first one.
+            group.fullest = (
+                group.fullest if group.fullest is not None else max(group.members, key=live.__getitem__)
+            )
+            numbers.live_elements = live[group.fullest]
+
+
 def _forward(
     skeleton: Skeleton, recorder: Recorder, cache: RecordingCache, batch: int, query: int, source: ModelSource
 ) -> Recording:
-    name = skeleton.model.main_input_name
-    arguments: dict[str, Any] = {name: _input(skeleton, batch, query)}
-    if skeleton.cache_argument is not None:
-        arguments |= {"use_cache": True, skeleton.cache_argument: cache}
-
-    def forward() -> list[torch.Tensor]:
-        output = skeleton.model(**arguments)
-        if skeleton.cache_argument is not None:
-            return [output.logits]
-        return [value for value in output.values() if isinstance(value, torch.Tensor)]
-
+    tokens = _input(skeleton, batch, query, torch.bfloat16)
     try:
-        return recorder.run(forward)
+        return recorder.run(_call(skeleton, skeleton.model, tokens, cache))
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(_explain(error), file=source.name) from error
 
 
-def _input(skeleton: Skeleton, batch: int, query: int) -> torch.Tensor:
+def _call(
+    skeleton: Skeleton, model: torch.nn.Module, tokens: torch.Tensor, cache: RecordingCache
+) -> Callable[[], list[torch.Tensor]]:
+    """Return the forward pass of ``model``, which gives its logits or an encoder's results."""
+    arguments: dict[str, Any] = {skeleton.model.main_input_name: tokens}
+    if skeleton.cache_argument is not None:
+        arguments |= {"use_cache": True, skeleton.cache_argument: cache}
+
+    def forward() -> list[torch.Tensor]:
+        output = model(**arguments)
+        if skeleton.cache_argument is not None:
+            return [output.logits]
+        return [value for value in output.values() if isinstance(value, torch.Tensor)]
+
+    return forward
+
+
+def _input(skeleton: Skeleton, batch: int, query: int, dtype: torch.dtype) -> torch.Tensor:
     """Return token ids (batch, query), or images (batch, channels, height, width)."""
     if skeleton.probe != VISION:
         return torch.zeros(batch, query, dtype=torch.long, device="meta")
     config = skeleton.config
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-    return torch.empty(batch, config.num_channels, height, width, dtype=torch.bfloat16, device="meta")
+    return torch.empty(batch, config.num_channels, height, width, dtype=dtype, device="meta")
 
 
 def _explain(error: Exception) -> str:
