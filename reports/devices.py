@@ -66,7 +66,7 @@ def render_devices_page(specs: Sequence[HardwareSpec], *, highlighted: Sequence[
     heading = DevicesHeading(
         title,
         "Peak rates, power, memory and roofs from spec files in which every number has its source.",
-        " · ".join(f"{count} {group}" for group, count in counts.items()),
+        " · ".join(f"{group}: {count}" for group, count in counts.items()),
     )
     drawn = drawable(ordered)
     power: list[Block] = [_tiles(drawn), peak_against_power(drawn, highlighted)]
