@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dse.errors import NoFeasiblePlan
+from dse.errors import DoesNotFitMemory
 from dse.evaluate.quality import Quality, QualityEvaluator
 from dse.search.tpe import SearchOutcome
 from dse.sensitivity.measure import measure_sensitivity
+from dse.sensitivity.noise import noise_table
 from dse.sensitivity.table import SensitivityTable
 from studies.arrange import Arranger, Candidate
 from studies.choose import compare_with_uniform, non_dominated_points, recommend, spread
@@ -33,6 +34,7 @@ from studies.schema import Study
 from studies.trials import OBJECTIVES, Trials, volumes
 
 INDICATORS = ("variance", "variance_stochastic")
+FIT_TIME_S = 10.0
 KL_FLOOR = 1e-6  # nats; below it the differences are rounding
 
 
@@ -61,6 +63,7 @@ def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> Study
     began = time.time()
     with clock.step("prepare"):
         prepared = prepare(study, progress.step)
+        check_fits(study, prepared)
         bench = Bench.of(prepared.source, prepared.graph, prepared.units, study.quality, study.seed)
     with clock.step("sensitivity"):
         evaluator = bench.sensitivity_evaluator()
@@ -92,6 +95,18 @@ def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> Study
     )
 
 
+def check_fits(study: Study, prepared: Prepared) -> None:
+    """Refuse a model that no plan fits into the cluster, before anything is measured.
+
+    Raises:
+        DoesNotFitMemory: the text says what is missing.
+    """
+    noise = noise_table(prepared.graph, prepared.units, prepared.precisions)
+    arranger = Arranger(study, prepared, noise)
+    if arranger.fastest(None, 0.0, FIT_TIME_S) is None:
+        raise DoesNotFitMemory(arranger.why_infeasible())
+
+
 def _sensitivities(
     study: Study, prepared: Prepared, evaluator: QualityEvaluator, progress: StudyProgress
 ) -> list[SensitivityTable]:
@@ -115,8 +130,6 @@ def _sensitivities(
 def _exact(arranger: Arranger, progress: StudyProgress) -> list[Candidate]:
     """Return the proven front, and the best assignment within the size of every uniform plan."""
     front = arranger.exact_front(progress.advance)
-    if not front:
-        raise NoFeasiblePlan(arranger.why_infeasible())
     table = arranger.prepared.table
     budgets = [
         (precision.weights.name, float(table.unit_weight_bytes[:, q].sum()))

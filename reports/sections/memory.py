@@ -169,7 +169,7 @@ def _label(device: DeviceMemory, row: int) -> dict[str, Any]:
     title="Memory",
     nav="Memory",
     order=50,
-    lead="What each device holds: weights with scales, KV cache of the whole batch, activations and reserve.",
+    lead="What each device holds: weights with scales, KV cache of the whole batch, and activations.",
 )
 def render(result: StudyResult) -> tuple[Block, ...]:
     """Show a bar per device, by plan."""
