@@ -9,6 +9,7 @@ import typer
 
 from dse.cli import (
     bench,
+    calibrate,
     cost,
     devices,
     evaluate,
@@ -33,7 +34,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for module in (run, search, models, devices, trace, cost, sensitivity, plan, evaluate, report, bench):
+for module in (
+    run,
+    search,
+    models,
+    devices,
+    trace,
+    cost,
+    sensitivity,
+    plan,
+    evaluate,
+    report,
+    bench,
+    calibrate,
+):
     module.register(app)
 
 
