@@ -59,6 +59,11 @@ class RunFolder:
         """Mark the run as finished."""
         self._mark.unlink(missing_ok=True)
 
+    def abandon(self) -> None:
+        """Take back the mark of a run that failed before its first trial: there is nothing to resume."""
+        if not self.journal.exists():
+            self.finish()
+
     def _check_same(self, study: Study) -> None:
         """Refuse to continue a run whose inputs differ, naming the first that does."""
         try:

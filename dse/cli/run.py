@@ -9,6 +9,7 @@ import typer
 
 from dse.cli.options import JSON
 from dse.cli.output import emit_json, note, si, table
+from dse.errors import DseError
 
 if TYPE_CHECKING:
     from studies.result import Point, StudyResult
@@ -46,7 +47,11 @@ def execute(study: Study, out: Path | None, *, resume: bool, overwrite: bool, as
     with ConsoleProgress() as progress:
         from studies.runner import run_study
 
-        result = run_study(study, folder, progress)
+        try:
+            result = run_study(study, folder, progress)
+        except DseError:
+            folder.abandon()
+            raise
         path = result.write(folder.path)
         progress.step("writing the report")
         from reports.build import write_report

@@ -239,6 +239,20 @@ def test_bad_files_are_one_line(dse: Run, model: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_cluster_that_is_too_small_is_found_at_once(dse: Run, model: Path, tmp_path: Path) -> None:
+    """Exit code 3, before anything is measured, and nothing stands in the way of the next try."""
+    cluster = tmp_path / "c.yaml"
+    cluster.write_text(
+        "name: c\ndescription: d\nsource: made up\nnodes:\n  - name: a\n    device: nvidia_t4\n"
+        "    memory_limit: {value: 50, unit: kB, source: made up}\n"
+    )
+    for _ in range(2):
+        words = ("--cluster", cluster, "--workload", _workload(tmp_path), "-o", tmp_path / "run")
+        text = one_line(dse("search", model, *words), 3)
+        assert "does not fit" in text
+        assert not list((tmp_path / "run").glob("unfinished"))
+
+
 def test_usage_errors_are_typers_own(dse: Run) -> None:
     code, _, err = dse("cost", "gpt2")
     assert code == 2
