@@ -38,3 +38,17 @@ def test_edge_decode_rates():
     assert 0.40 <= ultra.kernel("gemm_weight_only").byte_eff_frac <= 0.45  # two dies
     orin = load_device("nvidia_jetson_agx_orin_64gb")
     assert orin.kernel("gemm_weight_only").byte_eff_frac <= 0.63
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "tokens_per_s"),
+    [(1092.87, 12.18), (1782.05, 7.86), (2784.78, 5.24), (3767.28, 3.74), (5967.63, 2.48), (3023.39, 4.63)],
+)
+def test_rk3576_decodes_as_published(memory_mb, tokens_per_s):
+    """RKLLM benchmark: TinyLlama, InternLM2, Gemma2, Phi3, ChatGLM3 in w8a8, and ChatGLM3 in w4a16."""
+    spec = load_device("rockchip_rk3576_npu")
+    kernel = spec.kernel("gemm_int8")
+    token_s = 300 * kernel.floor_s + memory_mb * 1e6 / (
+        spec.main_memory.bandwidth_bytes_per_s * kernel.byte_eff_frac
+    )
+    assert 1 / token_s == pytest.approx(tokens_per_s, rel=0.07)
