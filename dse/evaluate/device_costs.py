@@ -17,6 +17,7 @@ from dse.evaluate.cost_table import Array
 from dse.evaluate.kernel_path import LinearPath, float_kind, linear_path, supports
 from dse.evaluate.lowering import (
     BITS_PER_BYTE,
+    active_frac,
     attention_work,
     elementwise_work,
     linear_rows,
@@ -42,13 +43,16 @@ class Prepared:
     """What is the same on every device.
 
     ``rows`` (P, M, O) tokens of each linear; ``stored`` (O, Q) weight bytes; ``row_bytes`` (O, Q) one row of
-    activations; ``elementwise`` the (P, M, E) work of element-wise operators.
+    activations; ``used`` (P, M, O) the share of its matrices that a linear reads, 1 without experts, and
+    ``matrices`` (O,) how many there are; ``elementwise`` the (P, M, E) work of element-wise operators.
     """
 
     stack: OpStack
     rows: Array
     stored: Array
     row_bytes: Array
+    used: Array
+    matrices: Array
     elementwise: Work | None
 
 
@@ -66,6 +70,11 @@ def prepare(
         [linear_rows(op, batch, query, context) for op in stack.linears]
         for _, batch, query, context in phases
     ]
+    used = [
+        [np.broadcast_to(active_frac(op, batch, query), np.shape(batch)) for op in stack.linears]
+        for _, batch, query, _ in phases
+    ]
+    matrices = [1 if op.experts is None else op.experts.n_experts for op in stack.linears]
     stored = [[weight_bytes(op, precision.weights) for precision in precisions] for op in stack.linears]
     row_bytes = [
         [row_bits(precision.activations, op.weight_shape[1]) / BITS_PER_BYTE for precision in precisions]
@@ -81,6 +90,8 @@ def prepare(
         np.moveaxis(np.asarray(rows, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
         np.asarray(stored, dtype=np.float64).reshape(n_linears, n_precisions),
         np.asarray(row_bytes, dtype=np.float64).reshape(n_linears, n_precisions),
+        np.moveaxis(np.asarray(used, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
+        np.asarray(matrices, dtype=np.float64),
         elementwise,
     )
 
@@ -171,14 +182,20 @@ def _linear_costs(
     linears = prepared.stack.linears
     shape = [op.weight_shape for op in linears if op.weight_shape is not None]
     outputs, inputs = np.reshape(np.array(shape, dtype=np.float64), (-1, 2)).T[:, :, None]
-    rows = prepared.rows[..., None]
+    rows, used = prepared.rows[..., None], prepared.used[..., None]
+    matrices = used * prepared.matrices[:, None]
     costs = np.zeros((2, *prepared.rows.shape, len(precisions)))
     groups: dict[LinearPath, list[int]] = {}
     for q in chosen:
         groups.setdefault(linear_path(pricer.spec, precisions[q]), []).append(q)
     for path, members in groups.items():
         work = linear_work(
-            path, rows, outputs, inputs, prepared.stored[:, members], prepared.row_bytes[:, members]
+            path,
+            rows,
+            outputs * used,
+            inputs,
+            prepared.stored[:, members] * used,
+            prepared.row_bytes[:, members] * matrices,
         )
         costs[..., members] = pricer(work, (*prepared.rows.shape, len(members)))
     return costs

@@ -97,4 +97,5 @@ def kv_bytes_per_token(attention: Attention, fmt: NumberFormat, total_context: i
     the context it is what the cache holds at full length.
     """
     kept_frac = 1.0 if attention.window is None else min(1.0, attention.window / total_context)
-    return kept_frac * kv_bits_per_token(fmt, attention.n_kv_heads, attention.head_dim) / BITS_PER_BYTE
+    bits = kv_bits_per_token(fmt, attention.cached_heads, int(attention.cached_dim))
+    return kept_frac * bits / BITS_PER_BYTE

@@ -48,9 +48,25 @@ def bias_bytes(op: Op) -> float:
 
 
 def linear_rows(op: Op, batch: Floats, query: Floats, context: Floats) -> Floats:
-    """Return m of the product: the tokens that a linear processes, from its multiply-adds."""
+    """Return m of the product: the tokens that a linear processes, from its multiply-adds.
+
+    For a mixture of experts, those of each expert in use.
+    """
     outputs, inputs = _weight_shape(op)
-    return op.flop(batch, query, context) / (2.0 * outputs * inputs)
+    used = active_frac(op, batch, query)
+    return op.flop(batch, query, context) / (2.0 * outputs * inputs * used)
+
+
+def active_frac(op: Op, batch: Floats, query: Floats) -> Floats:
+    """Return the expected share of a linear's matrices that a pass reads: 1 without experts."""
+    if op.experts is None:
+        return 1.0
+    return op.experts.expected_active(np.asarray(batch) * np.asarray(query)) / op.experts.n_experts
+
+
+def active_matrices(op: Op, batch: Floats, query: Floats) -> Floats:
+    """Return the expected number of matrices that a pass multiplies with: 1 without experts."""
+    return 1.0 if op.experts is None else active_frac(op, batch, query) * op.experts.n_experts
 
 
 def linear_work(
@@ -106,9 +122,10 @@ def attention_work(
     written. The tiles of kernels are the cost model's business. Decode: the cached keys and values are read,
     one token's written. A sliding window bounds what is attended to and read.
     """
-    heads, width = attention.n_heads, attention.n_heads * attention.head_dim
-    token_bytes = kv_bits_per_token(kv, attention.n_kv_heads, attention.head_dim) / BITS_PER_BYTE
-    kv_width = attention.n_kv_heads * attention.head_dim
+    heads, width = attention.n_heads, attention.n_heads * attention.product_dim
+    cached_heads, cached_dim = attention.cached_heads, int(attention.cached_dim)
+    token_bytes = kv_bits_per_token(kv, cached_heads, cached_dim) / BITS_PER_BYTE
+    kv_width = cached_heads * cached_dim
     window = attention.window
     is_prefill = phase == "prefill"
     pairs = causal_pairs(query, context, window)
@@ -133,7 +150,7 @@ def attention_work(
 
 
 def elementwise_work(op: Op, compute: str, batch: Floats, query: Floats, context: Floats) -> Work:
-    """Return the work of an operator without multiply-adds; parameters are read once per launch.
+    """Return the work of an operator on vector units (scans too); parameters are read once per launch.
 
     ``compute`` is the device's unquantized kind, which sets the energy of an operation.
     An embedding reads only the rows it looks up.
@@ -144,7 +161,7 @@ def elementwise_work(op: Op, compute: str, batch: Floats, query: Floats, context
         kernel="elementwise",
         profile="elementwise",
         compute=compute,
-        vector_flop=op.vector_flop(batch, query, context),
+        vector_flop=op.vector_flop(batch, query, context) + op.flop(batch, query, context),
         read_bytes=read * SIXTEEN_BIT_BYTES,
         write_bytes=written * SIXTEEN_BIT_BYTES,
         n_launches=1.0 if op.kind in LAUNCHING_KINDS else 0.0,
@@ -171,13 +188,14 @@ def lower(
     """
     if op.kind == "linear":
         outputs, inputs = _weight_shape(op)
+        used = active_frac(op, batch, query)
         return linear_work(
             linear_path(spec, precision),
             linear_rows(op, batch, query, context),
-            outputs,
+            outputs * used,
             inputs,
-            weight_bytes(op, precision.weights),
-            row_bits(precision.activations, inputs) / BITS_PER_BYTE,
+            weight_bytes(op, precision.weights) * used,
+            row_bits(precision.activations, inputs) / BITS_PER_BYTE * active_matrices(op, batch, query),
         )
     if op.kind == "attention" and op.attention is not None:
         check_kv(spec, precision.kv)
