@@ -36,9 +36,15 @@ class Extent:
 
     def __call__(self, batch: ArrayLike, query: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
         """Evaluate; the arguments broadcast, the result is float64."""
-        b, q, c = (np.asarray(a, dtype=np.float64) for a in (batch, query, context))
-        zero = np.zeros(np.broadcast_shapes(b.shape, q.shape, c.shape))
-        return sum((k * b**i * q**j * c**m for (i, j, m), k in self.terms), zero)
+        sizes = [np.asarray(a, dtype=np.float64) for a in (batch, query, context)]
+        result = np.zeros(np.broadcast(*sizes).shape)
+        for powers, coefficient in self.terms:
+            term: NDArray[np.float64] | float = coefficient
+            for size, power in zip(sizes, powers, strict=True):
+                if power:
+                    term = term * (size if power == 1 else size**power)
+            result += term
+        return result
 
     def __add__(self, other: Extent) -> Extent:
         merged = dict(self.terms)
