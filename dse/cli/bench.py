@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dse.cli import options
-from dse.cli.output import emit_json, note, table
+from dse.cli.output import emit_json, note, si, table
 
 if TYPE_CHECKING:
     from dse.calibrate.fidelity import FidelityRow, SignRow
@@ -114,3 +114,35 @@ def fit(
             ship.write_device(name, kernels, own.get(name, ()))
         ship.write_defaults(classes, shared)
         note("written")
+
+
+PRECISIONS = (
+    *("bf16", "int3_g64", "int4_g64", "int4_g128", "int8_row"),
+    *("int4_g64/bf16/int8_head", "int8_row/bf16/int8_head", "int8_row/int8_token/bf16"),
+)
+
+
+@commands.command("speed")
+def speed(
+    model: str = typer.Argument("llama-3.1-70b", help="Model to price; 80 blocks by default."),
+    device: str = typer.Option("nvidia_h100_sxm", "--device", help="Device to price it on."),
+    as_json: bool = options.JSON,
+) -> None:
+    """Measure how long pricing takes: one operator, and a whole model in all precisions."""
+    from dse.calibrate.speed import measure_speed
+    from dse.graph.cache import load_graph
+    from hardware_specs.loader import load_device
+    from studies.catalogue import resolve_model
+
+    found = measure_speed(load_graph(resolve_model(model)), load_device(device), PRECISIONS)
+    if as_json:
+        emit_json(found.to_json())
+        return
+    typer.echo(
+        f"{found.model} on {found.device}: {found.n_layers} blocks, {found.n_precisions} precisions, "
+        f"{found.n_points} micro-batch sizes"
+    )
+    typer.echo(f"one operator {si(found.operator_s, 's')}, one workload point {si(found.point_s, 's')}")
+    typer.echo(
+        f"the table {si(found.table_s, 's')}; one by one {si(found.loop_s, 's')} a point: {found.ratio:.0f} x"
+    )
