@@ -70,12 +70,12 @@ class Bench:
         return QualityEvaluator(model, sample, cache=cache_dir() / "quality", keep_prefix=True)
 
     def trial_evaluator(self) -> QualityEvaluator:
-        """Return the evaluator of trials: the sensitivities' tokens, in the study's dtype."""
-        sample = self._sample("calibration", self.quality.sensitivity_tokens)
+        """Return the evaluator of trials: the calibration split, in the study's dtype."""
+        sample = self._sample("calibration", self.quality.trial_tokens)
         return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
     def _sample(self, split: Split, n_tokens: int) -> TokenSample:
-        length, limit = self.quality.sequence_length, self.graph.max_context
+        length, limit = min(self.quality.sequence_length, n_tokens), self.graph.max_context
         if limit is not None and length > limit:
             raise ConfigError(
                 f"is {length}, but {self.graph.model} ends at {limit} tokens", path="quality.sequence_length"
@@ -83,7 +83,7 @@ class Bench:
         return sample_tokens(
             self.corpus,
             tokenize(self.corpus, self._folder),
-            n_tokens=max(n_tokens // length, 1) * length,
+            n_tokens=n_tokens // length * length,
             sequence_length=length,
             seed=self.seed,
             split=split,

@@ -23,7 +23,7 @@ workload: {{batch: 4, prompt_tokens: 64, output_tokens: 16}}
 granularity: sublayer
 precisions: [int3_g32_asym, int4_g32_asym, int8_g32_asym, int8_row/int8_token/bf16, bf16]
 uniform: [int3_g32_asym, int4_g32_asym, int8_g32_asym, mxfp4/bf16/bf16, bf16]
-quality: {{corpus: {corpus}, tokens: 512, sensitivity_tokens: 128, sequence_length: 64}}
+quality: {{corpus: {corpus}, tokens: 512, sensitivity_tokens: 128, trial_tokens: 128, sequence_length: 64}}
 search: {{trials: {trials}, front_points: 4, finalists: 4}}
 """
 
