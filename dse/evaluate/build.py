@@ -23,6 +23,7 @@ from dse.evaluate.footprint import (
 )
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
 from dse.evaluate.sizes import Sizes, decode_contexts
+from dse.evaluate.tensor_parallel import TensorGroup
 from dse.formats.precision import Precision
 from dse.graph.operator import Attention, OperatorGraph
 from dse.graph.units import Unit
@@ -37,6 +38,7 @@ def build_cost_table(
     specs: Mapping[str, HardwareSpec],
     workload: Workload,
     micro_batches: Sequence[int],
+    groups: Sequence[TensorGroup] = (),
 ) -> CostTable:
     """Price every choice and return the dense table.
 
@@ -47,6 +49,7 @@ def build_cost_table(
         specs: device type name -> spec.
         workload: prompt and output lengths. Its batch does not matter here.
         micro_batches: sizes to price, in sequences.
+        groups: devices that share layers by tensor parallelism, further entries of the device axis.
 
     Raises:
         ConfigError: a linear belongs to no unit or to two, a list is empty, or a micro-batch is below 1.
@@ -59,6 +62,9 @@ def build_cost_table(
     prepared = prepare(graph, units, precisions, sizes)
     stack = prepared.stack
     devices = [price_device(spec, graph, prepared, precisions, sizes) for spec in specs.values()]
+    devices += [price_device(group.spec, graph, prepared, precisions, sizes, group) for group in groups]
+    names = (*specs, *(group.name for group in groups))
+    members = [*((spec, 1) for spec in specs.values()), *((group.spec, group.degree) for group in groups)]
     unit, layer, first, last = (
         np.stack([getattr(device, part) for device in devices], axis=3)
         for part in ("unit", "layer", "first", "last")
@@ -66,17 +72,17 @@ def build_cost_table(
     provenance = devices[0].provenance
     for device in devices[1:]:
         provenance = join_provenance(provenance, device.provenance)
-    static = [spec.power.static_w for spec in specs.values()]
+    static = [spec.power.static_w for spec, _ in members]
     edges = edge_bytes(graph)
     return CostTable(
         units=tuple(units),
-        devices=tuple(specs),
+        devices=names,
         precisions=tuple(precisions),
         micro_batches=tuple(micro_batches),
         supported=np.array([[reason is None for reason in device.reasons] for device in devices]),
         reasons={
             (name, precision.name): reason
-            for name, device in zip(specs, devices, strict=True)
+            for name, device in zip(names, devices, strict=True)
             for precision, reason in zip(precisions, device.reasons, strict=True)
             if reason is not None
         },
@@ -101,8 +107,8 @@ def build_cost_table(
             sizes, lambda batch, query, context: activation_peak_elements(graph, batch, query, context)
         ),
         hop_bytes=_per_phase(sizes, lambda batch, query, _: batch * query * graph.hidden_size),
-        reserve_bytes=np.array([spec.reserve_bytes for spec in specs.values()]),
-        static_w=np.array([value or 0.0 for value in static]),
+        reserve_bytes=np.array([spec.reserve_bytes for spec, _ in members]),
+        static_w=np.array([(value or 0.0) * n for value, (_, n) in zip(static, members, strict=True)]),
         static_known=np.array([value is not None for value in static]),
         provenance=provenance,
     )

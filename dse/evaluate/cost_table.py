@@ -22,7 +22,8 @@ class CostTable:
     Axis letters: P phase (prefill, decode), M micro-batch size, D device type, U unit, Q precision, L layer.
 
     Attributes:
-        units, devices, precisions, micro_batches: what the axes mean, in order.
+        units, devices, precisions, micro_batches: what the axes mean, in order. A group of devices that
+            share every layer is a device of its own, named ``tensor_parallel.group_name``.
         supported: (D, Q) whether a device type can run a precision; ``reasons[device, precision name]``
             says why not. Entries of unsupported choices are 0 in the arrays and must not be read.
         unit_time_s, unit_energy_j: (P, M, D, U, Q) one micro-batch: all the prompt tokens in "prefill", one

@@ -17,6 +17,7 @@ from dse.evaluate.cost_table import Array
 from dse.evaluate.kernel_path import LinearPath, float_kind, linear_path, supports
 from dse.evaluate.lowering import (
     BITS_PER_BYTE,
+    SIXTEEN_BIT_BYTES,
     active_frac,
     attention_work,
     elementwise_work,
@@ -27,6 +28,13 @@ from dse.evaluate.lowering import (
 )
 from dse.evaluate.sizes import PhaseSizes, Sizes
 from dse.evaluate.stack import OpStack
+from dse.evaluate.tensor_parallel import (
+    TensorGroup,
+    all_reduce_costs,
+    attention_part,
+    elementwise_parts,
+    linear_parts,
+)
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import NumberFormat, Precision
 from dse.formats.storage import row_bits
@@ -128,8 +136,9 @@ class DeviceCosts:
 class _Pricer:
     """Prices works on one device and joins the provenance of all of them."""
 
-    def __init__(self, spec: HardwareSpec) -> None:
+    def __init__(self, spec: HardwareSpec, n_devices: int = 1) -> None:
         self.spec = spec
+        self.n_devices = n_devices
         self.seen: set[Provenance] = set()
 
     def __call__(self, work: Work, shape: tuple[int, ...]) -> Array:
@@ -137,7 +146,7 @@ class _Pricer:
         cost = price(work, self.spec)
         self.seen.add(cost.provenance)
         out = np.empty((2, *shape))
-        out[0], out[1] = cost.time_s, cost.energy_j
+        out[0], out[1] = cost.time_s, cost.energy_j * self.n_devices
         return out
 
     @property
@@ -152,9 +161,14 @@ def price_device(
     prepared: Prepared,
     precisions: Sequence[Precision],
     sizes: Sizes,
+    group: TensorGroup | None = None,
 ) -> DeviceCosts:
-    """Price everything on one device."""
-    pricer = _Pricer(spec)
+    """Price everything on one device, or on a group of them that shares every layer.
+
+    Times of a group are those of each of its devices and of their all-reduces; energies are of all of them.
+    """
+    degree = 1 if group is None else group.degree
+    pricer = _Pricer(spec, degree)
     reasons = tuple(supports(spec, precision) for precision in precisions)
     chosen = [q for q, reason in enumerate(reasons) if reason is None]
     stack = prepared.stack
@@ -163,8 +177,13 @@ def price_device(
     per_template = np.zeros((*linear.shape[:3], len(graph.blocks)))
     if prepared.elementwise is not None:
         work = replace(prepared.elementwise, compute=float_kind(spec))
+        work = _part_of(work, elementwise_parts(stack.others, degree))
         others = pricer(work, (*linear.shape[1:3], len(stack.others)))
         per_template = others @ stack.other_of_template.T
+    if group is not None:
+        hidden_bytes = SIXTEEN_BIT_BYTES * graph.hidden_size
+        messages = np.stack([batch * query * hidden_bytes for _, batch, query, _ in sizes.of_phases()])
+        per_template = per_template + all_reduce_costs(group, messages)[..., None]
     return DeviceCosts(
         reasons,
         stack.linear_of_unit @ linear + stack.attention_of_unit @ attention,
@@ -175,6 +194,31 @@ def price_device(
     )
 
 
+def _part_of(work: Work, share: Array) -> Work:
+    """Return an element-wise work of which each device does a share."""
+    return replace(
+        work,
+        vector_flop=work.vector_flop * share,
+        read_bytes=work.read_bytes * share,
+        write_bytes=work.write_bytes * share,
+    )
+
+
+def _part_of_head(work: Work, degree: int) -> Work:
+    """Return the output head of one device of a group: its part of the vocabulary."""
+    if degree == 1 or work.shape is None:
+        return work
+    outputs, inputs = work.shape
+    return replace(
+        work,
+        flop=work.flop / degree,
+        read_bytes=work.read_bytes - work.weight_bytes * (1.0 - 1.0 / degree),
+        write_bytes=work.write_bytes / degree,
+        weight_bytes=work.weight_bytes / degree,
+        shape=(outputs / degree, inputs),
+    )
+
+
 def _linear_costs(
     pricer: _Pricer, prepared: Prepared, precisions: Sequence[Precision], chosen: list[int]
 ) -> Array:
@@ -182,6 +226,7 @@ def _linear_costs(
     linears = prepared.stack.linears
     shape = [op.weight_shape for op in linears if op.weight_shape is not None]
     outputs, inputs = np.reshape(np.array(shape, dtype=np.float64), (-1, 2)).T[:, :, None]
+    of_outputs, of_inputs = (part[:, None] for part in linear_parts(linears, pricer.n_devices))
     rows, used = prepared.rows[..., None], prepared.used[..., None]
     matrices = used * prepared.matrices[:, None]
     costs = np.zeros((2, *prepared.rows.shape, len(precisions)))
@@ -192,10 +237,10 @@ def _linear_costs(
         work = linear_work(
             path,
             rows,
-            outputs * used,
-            inputs,
-            prepared.stored[:, members] * used,
-            prepared.row_bytes[:, members] * matrices,
+            outputs * of_outputs * used,
+            inputs * of_inputs,
+            prepared.stored[:, members] * (used / pricer.n_devices),
+            prepared.row_bytes[:, members] * (of_inputs * matrices),
         )
         costs[..., members] = pricer(work, (*prepared.rows.shape, len(members)))
     return costs
@@ -214,7 +259,8 @@ def _attention_costs(
     groups: dict[NumberFormat, list[int]] = {}
     for q in chosen:
         groups.setdefault(precisions[q].kv, []).append(q)
-    for a, attention in enumerate(attentions):
+    for a, whole in enumerate(attentions):
+        attention = attention_part(whole, pricer.n_devices)
         for kv, members in groups.items():
             prefill = attention_work(attention, kv, pricer.spec, "prefill", batch, sizes.prompt, sizes.prompt)
             decode = attention_work(attention, kv, pricer.spec, "decode", batch[:, None], 1.0, sizes.contexts)
@@ -231,5 +277,7 @@ def _edge_costs(pricer: _Pricer, part: Block, phases: Sequence[PhaseSizes]) -> A
     for p, (phase, batch, query, context) in enumerate(phases):
         for op in part.ops:
             work = lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)
+            if op.kind == "linear":
+                work = _part_of_head(work, pricer.n_devices)
             total[:, p] += pricer(work, shape)
     return total

@@ -128,7 +128,7 @@ def _stated_pair(spec: HardwareSpec, precision: Precision) -> OperandPair | None
 def _check_weight_only(spec: HardwareSpec, need: ComputeNeed) -> None:
     """Check that some kernel expands weights of this kind."""
     kind = str(need.weight_only_kind)
-    if kind.startswith("int"):
+    if kind.startswith(("int", "lut")):  # a table is one lookup more in the same kernels
         if need.weight_only_bits not in spec.weight_only_bits:
             raise _unsupported(spec, kind, f"no kernel expands {kind} weights{_weight_only_why(spec)}")
     elif not _stored(spec, kind):

@@ -15,7 +15,7 @@ from cost_models.pipeline import pipeline_times
 from cost_models.simulate import simulate_pipeline
 from cost_models.work import Provenance
 from dse.evaluate.cost_table import CostTable
-from dse.evaluate.stage_costs import DECODE, PREFILL, StageCosts, device_type, micro_indices, stage_costs
+from dse.evaluate.stage_costs import DECODE, PREFILL, StageCosts, micro_indices, stage_costs, stage_type
 from dse.graph.workload import Workload
 from dse.plan import Plan
 from hardware_specs.spec import Cluster
@@ -70,8 +70,8 @@ def predict(plan: Plan, table: CostTable, cluster: Cluster, workload: Workload) 
     of the pipeline, one micro-batch at a time (see ``pipeline_times``).
 
     Raises:
-        ConfigError: the plan names units, micro-batches or devices that the table or cluster lack, uses
-            tensor parallelism, or puts a device into two stages.
+        ConfigError: the plan names units, micro-batches, devices or groups that the table or cluster lack,
+            or puts a device into two stages.
         UnsupportedOnDevice: a unit's precision does not run on its device.
     """
     sizes = (plan.prefill_micro_batch, plan.decode_micro_batch)
@@ -88,8 +88,8 @@ def predict(plan: Plan, table: CostTable, cluster: Cluster, workload: Workload) 
     )
     runs = np.array([n_micro[PREFILL], n_micro[DECODE] * (workload.output_tokens - 1)])
     n_tokens = workload.batch * workload.output_tokens
-    devices = [stage.devices[0] for stage in plan.stages]
-    types = [table.devices.index(device_type(cluster, device)) for device in devices]
+    devices = [device for stage in plan.stages for device in stage.devices]
+    types = [table.devices.index(stage_type(cluster, stage)) for stage in plan.stages]
     dynamic_j = float(runs @ (stages.energy_j.sum(axis=1) + stages.hop_j.sum(axis=1)))
     static_j = float(table.static_w[types].sum()) * times.total_s
     memory = _memory(plan, table, workload, stages, types)
@@ -108,13 +108,15 @@ def predict(plan: Plan, table: CostTable, cluster: Cluster, workload: Workload) 
         throughput_tokens_per_s=throughput,
         energy_j_per_token=(dynamic_j + static_j) / n_tokens,
         energy_excludes_static=tuple(
-            device for device, kind in zip(devices, types, strict=True) if not table.static_known[kind]
+            device
+            for stage, kind in zip(plan.stages, types, strict=True)
+            if not table.static_known[kind]
+            for device in stage.devices
         ),
         cost_usd_per_mtok=usd_per_mtok(sum(known), throughput) if len(known) == len(prices) else None,
         memory_bytes=memory,
         missing_bytes={
-            device: use.missing_bytes(cluster.capacity_bytes(device))
-            for device, use in memory.items()
+            device: use.missing_bytes(cluster.capacity_bytes(device)) for device, use in memory.items()
         },
         provenance=table.provenance,
     )
@@ -156,7 +158,11 @@ def plan_timeline(
 def _memory(
     plan: Plan, table: CostTable, workload: Workload, stages: StageCosts, types: list[int]
 ) -> dict[str, MemoryUse]:
-    """Return what each device holds: the KV cache of the whole batch at full length."""
+    """Return what each device holds: the KV cache of the whole batch at full length.
+
+    Devices that share layers hold equal parts of weights and cache, and whole activations. More of them than
+    KV heads would hold copies, which is not counted.
+    """
     micro = micro_indices(plan, table)
     activations = float(max(table.activation_bytes[p, m] for p, m in enumerate(micro)))
     last = len(plan.stages) - 1
@@ -165,10 +171,13 @@ def _memory(
         weights = float(stages.weight_bytes[s])
         weights += table.first_bytes * (s == 0) + table.last_bytes * (s == last)
         weights -= table.tied_bytes * (s == 0 == last)
-        memory[stage.devices[0]] = MemoryUse(
-            weights=weights,
-            kv=kv_cache_bytes(workload.batch, workload.total_context, float(stages.kv_bytes_per_token[s])),
-            activations=activations,
-            reserve=float(table.reserve_bytes[types[s]]),
-        )
+        kv = kv_cache_bytes(workload.batch, workload.total_context, float(stages.kv_bytes_per_token[s]))
+        share = 1.0 / len(stage.devices)
+        for device in stage.devices:
+            memory[device] = MemoryUse(
+                weights=weights * share,
+                kv=kv * share,
+                activations=activations,
+                reserve=float(table.reserve_bytes[types[s]]),
+            )
     return memory

@@ -13,6 +13,7 @@ from cost_models.collectives import p2p_time_s
 from cost_models.energy import link_energy_j
 from dse.errors import ConfigError, UnsupportedOnDevice
 from dse.evaluate.cost_table import PHASES, Array, CostTable
+from dse.evaluate.tensor_parallel import group_name
 from dse.plan import Plan, Stage
 from hardware_specs.spec import Cluster
 
@@ -52,7 +53,7 @@ def stage_costs(plan: Plan, table: CostTable, cluster: Cluster) -> StageCosts:
     every = np.arange(len(table.units))
     time_s, energy_j = np.zeros((2, n_stages)), np.zeros((2, n_stages))
     for s, stage in enumerate(plan.stages):
-        kind = device_type(cluster, stage.devices[0])
+        kind = stage_type(cluster, stage)
         if kind not in table.devices:
             raise ConfigError(f"device type '{kind}' is not priced", value=kind, allowed=table.devices)
         d = table.devices.index(kind)
@@ -99,18 +100,19 @@ def _choices(plan: Plan, table: CostTable) -> Indices:
 
 
 def _check_stages(plan: Plan, table: CostTable) -> None:
-    """Check what a plan alone cannot: tensor parallelism, shared devices, all layers."""
+    """Check what a plan alone cannot: sizes of groups, shared devices, all layers."""
     used: set[str] = set()
     for index, stage in enumerate(plan.stages):
-        if stage.tensor_parallel != 1 or len(stage.devices) != 1:
+        if stage.tensor_parallel != len(stage.devices):
             raise ConfigError(
-                "tensor parallelism is not priced yet: use one device per stage",
+                f"tensor parallelism of {stage.tensor_parallel} needs as many devices",
                 path=f"stages[{index}].tensor_parallel",
                 value=stage.tensor_parallel,
             )
-        if stage.devices[0] in used:
-            raise ConfigError(f"device '{stage.devices[0]}' is in two stages", path=f"stages[{index}]")
-        used.add(stage.devices[0])
+        for device in stage.devices:
+            if device in used:
+                raise ConfigError(f"device '{device}' is in two stages", path=f"stages[{index}]")
+            used.add(device)
     n_layers, end = len(table.layer_fixed_bytes), plan.stages[-1].layers[1] if plan.stages else 0
     if end != n_layers:
         raise ConfigError(f"stages hold {end} layers, but the model has {n_layers}", path="stages")
@@ -146,6 +148,20 @@ def micro_indices(plan: Plan, table: CostTable) -> tuple[int, int]:
             )
         found.append(table.micro_batch_index(size))
     return found[PREFILL], found[DECODE]
+
+
+def stage_type(cluster: Cluster, stage: Stage) -> str:
+    """Return what a stage runs on, as the cost table names it: a type of device, or a group of one type.
+
+    Raises:
+        ConfigError: a device that the cluster lacks, or a group of unlike devices.
+    """
+    types = {device_type(cluster, device) for device in stage.devices}
+    if len(types) > 1:
+        raise ConfigError(
+            "devices that share layers must be of one type", path="stages.devices", value=sorted(types)
+        )
+    return group_name(types.pop(), stage.tensor_parallel)
 
 
 def device_type(cluster: Cluster, device: str) -> str:

@@ -1,0 +1,91 @@
+"""Tensor parallelism against hand counts: shares of work, two all-reduces a block, memory, energy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cost_models.collectives import all_reduce_time_s
+from dse.errors import ConfigError
+from dse.evaluate.build import build_cost_table
+from dse.evaluate.plan_cost import predict
+from dse.evaluate.tensor_parallel import TensorGroup, attention_part, group_name
+from dse.formats.grammar import parse_precision
+from dse.graph.operator import Attention
+from dse.graph.units import units_of
+from dse.graph.workload import Workload
+from dse.plan import Assignment, Plan, Stage
+from tests.factories import make_cluster, make_graph, make_spec
+
+GRAPH = make_graph(n_layers=2)
+UNITS = units_of(GRAPH, "block")
+BF16 = parse_precision("bf16")
+WORKLOAD = Workload(4, 64, 16)
+# No floors and one roof at a time: times are proportional to the work.
+SPEC = make_spec(floor_s=0.0, exponent=20.0, device_class="npu")
+CLUSTER = make_cluster({"toy": SPEC}, {"toy": 4})
+LINK = CLUSTER.nodes[0].intra_link
+
+
+def table_of(degrees, spec=SPEC):
+    groups = [TensorGroup(spec, degree, LINK) for degree in degrees]
+    return build_cost_table(GRAPH, UNITS, (BF16,), {"toy": spec}, WORKLOAD, (4,), groups)
+
+
+def test_names():
+    assert group_name("toy", 1) == "toy"
+    assert table_of((2, 4)).devices == ("toy", "toy x2", "toy x4")
+
+
+def test_weights_are_read_in_parts():
+    """Decode is bound by weights and cache: a fourth of both on each device, and what all read whole."""
+    table = table_of((4,))
+    one, four = table.unit_time_s[1, 0, 0].sum(), table.unit_time_s[1, 0, 1].sum()
+    assert 0.25 < four / one < 0.27
+    whole, parts = table.unit_energy_j[1, 0, 0].sum(), table.unit_energy_j[1, 0, 1].sum()
+    assert whole < parts < 1.1 * whole
+
+
+def test_two_all_reduces_a_block():
+    # Norms and additions are done by every device; activation and rope in parts.
+    table = table_of((2,))
+    message = 4 * 64 * 512 * 2.0
+    reduce_s = 2 * float(all_reduce_time_s(message, 2, LINK))
+    added = table.layer_time_s[0, 0, 1] - table.layer_time_s[0, 0, 0]
+    assert (added < reduce_s).all()
+    assert (table.layer_time_s[0, 0, 1] > reduce_s).all()
+    no_others = replace(GRAPH.blocks[0], ops=tuple(op for op in GRAPH.blocks[0].ops if op.weight_shape))
+    bare = replace(GRAPH, blocks=(replace(no_others, ops=(*no_others.ops, GRAPH.blocks[0].ops[5])),))
+    group = TensorGroup(SPEC, 2, LINK)
+    alone = build_cost_table(bare, UNITS, (BF16,), {"toy": SPEC}, WORKLOAD, (4,), [group])
+    np.testing.assert_allclose(alone.layer_time_s[0, 0, 1], reduce_s)
+
+
+def test_a_plan_on_a_group():
+    table = table_of((4,))
+    devices = tuple(f"n_toy/{index}" for index in range(4))
+    assignment = Assignment.uniform(tuple(unit.name for unit in UNITS), BF16)
+    plan = Plan("toy", "toys", assignment, (Stage(devices, (0, 2), 4),), 4, 4)
+    single = replace(plan, stages=(Stage(devices[:1], (0, 2)),))
+    four, one = predict(plan, table, CLUSTER, WORKLOAD), predict(single, table, CLUSTER, WORKLOAD)
+    assert set(four.memory_bytes) == set(devices)
+    held = [use.weights for use in four.memory_bytes.values()]
+    assert sum(held) == pytest.approx(one.memory_bytes["n_toy/0"].weights)
+    assert four.memory_bytes["n_toy/3"].kv == pytest.approx(one.memory_bytes["n_toy/0"].kv / 4)
+    # Four devices are rented and idle for longer than a fourth of the time.
+    assert four.cost_usd_per_mtok / one.cost_usd_per_mtok == pytest.approx(4 * four.total_s / one.total_s)
+
+
+def test_errors():
+    with pytest.raises(ConfigError, match="cannot be shared out to 3"):
+        attention_part(Attention(8, 4, 64), 3)
+    table = table_of((2,))
+    assignment = Assignment.uniform(tuple(unit.name for unit in UNITS), BF16)
+    plan = Plan("toy", "toys", assignment, (Stage(("n_toy/0",), (0, 2), 2),), 4, 4)
+    with pytest.raises(ConfigError, match="needs as many devices"):
+        predict(plan, table, CLUSTER, WORKLOAD)
+    three = replace(plan, stages=(Stage(("n_toy/0", "n_toy/1", "n_toy/2"), (0, 2), 3),))
+    with pytest.raises(ConfigError, match="'toy x3' is not priced"):
+        predict(three, table, CLUSTER, WORKLOAD)
