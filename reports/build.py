@@ -65,14 +65,14 @@ def render_page(template: str, top: object, sections: tuple[RenderedSection, ...
         top: what the template reads as ``heading``.
         sections: in page order; at least one.
     """
-    scripts = (_plotly_script(), _template_text("report.js"))
+    scripts = (_plotly_script(), template_text("report.js"))
     return (
-        _environment()
+        page_environment()
         .get_template(template)
         .render(
             heading=top,
             sections=sections,
-            style=Markup(_template_text("style.css")),  # noqa: S704  our own file
+            style=Markup(template_text("style.css")),  # noqa: S704  our own file
             scripts=[Markup(script) for script in scripts],  # noqa: S704  plotly's and our own file
             policy=content_policy(scripts),
             themes=Markup(json.dumps(templates(), sort_keys=True)),  # noqa: S704  our own colours
@@ -133,11 +133,12 @@ def _plotly_script() -> str:
     return str(get_plotlyjs()).replace("\r\n", "\n")
 
 
-def _template_text(name: str) -> str:
+def template_text(name: str) -> str:
+    """Return a file of ``templates``."""
     return resources.files("reports").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
     """Autoescape is on for every template: each string of a result is foreign text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports", "templates"),

@@ -1,4 +1,4 @@
-"""``dse trace``: the operator graph as a table, JSON or GraphML."""
+"""``dse trace``: the operator graph as a table, JSON, GraphML or HTML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def trace(
     context: int | None = typer.Option(
         None, help="Positions attended to in a decode step; default PROMPT + 1."
     ),
-    output: Path | None = typer.Option(None, "-o", "--out", help="Write the graph: .json or .graphml."),
+    output: Path | None = typer.Option(
+        None, "-o", "--out", help="Write the graph: .html, .json or .graphml."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Trace a model into its operator graph."""
@@ -34,15 +36,19 @@ def trace(
     from studies.catalogue import resolve_model
 
     Workload(batch=batch, prompt_tokens=prompt, output_tokens=1)  # refuses what cannot be
-    if output is not None and output.suffix not in {".json", ".graphml"}:
-        raise ConfigError("the file must end in .json or .graphml", file=str(output))
+    if output is not None and output.suffix not in {".html", ".json", ".graphml"}:
+        raise ConfigError("the file must end in .html, .json or .graphml", file=str(output))
     graph = load_graph(resolve_model(model))
     document = trace_document(graph, batch, prompt, context)
     if output is not None:
         from dse.content import write_atomic
         from dse.graph.view import write_graphml
 
-        if output.suffix == ".json":
+        if output.suffix == ".html":
+            from reports.graph_page import write_graph_page
+
+            write_graph_page(graph, output, batch, prompt, context)
+        elif output.suffix == ".json":
             write_atomic(output, json.dumps(document, indent=1) + "\n")
         else:
             write_graphml(graph, output)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dse.errors import ConfigError
+from dse.graph.liveness import DTYPE_BYTES, peak_activation_bytes
 from dse.graph.operator import Block, Op, OperatorGraph
-
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def trace_document(
@@ -52,6 +51,8 @@ def trace_document(
             "kv_bytes_per_token": graph.kv_elements_per_token * item,
             "weight_bytes": graph.parameters * item,
             "n_layers": graph.n_layers,
+            "state_bytes_per_sequence": int(graph.at("state_elements", 1, 1, 1)) * item,
+            "peak_activation_bytes": int(peak_activation_bytes(graph, *prefill)),
         },
         "operators": operators,
     }
@@ -86,6 +87,8 @@ def _row(
         row["weight_shape"] = list(op.weight_shape)
     if op.tied_to is not None:
         row["tied_to"] = op.tied_to
+    if op.experts is not None:
+        row["experts"] = {"total": op.experts.n_experts, "per_token": op.experts.top_k}
     for prefix, point in (("", prefill), ("decode_", decode)):
         read_bytes, write_bytes = _bytes(op, point, DTYPE_BYTES[graph.dtype])
         row[f"{prefix}flop"] = int(op.at("flop", *point))
@@ -98,7 +101,8 @@ def _row(
 def _bytes(op: Op, point: tuple[int, int, int], item: int) -> tuple[int, int]:
     """Return what a fused kernel reads and writes: activations, cache and weights.
 
-    An embedding reads the rows that it looks up; a matrix is read whole, also where it is tied.
+    An embedding reads the rows that it looks up; a matrix is read whole, also where it is tied. Of a mixture
+    of experts the matrices are read that the tokens are expected to use.
     """
     read, kv_read, write, kv_write = (
         int(op.at(name, *point))
@@ -108,6 +112,9 @@ def _bytes(op: Op, point: tuple[int, int, int], item: int) -> tuple[int, int]:
         weights = write
     elif op.tied_to is not None and op.weight_shape is not None:
         weights = op.parameters + op.weight_shape[0] * op.weight_shape[1]
+    elif op.experts is not None:
+        used = op.experts.expected_active(point[0] * point[1]) / op.experts.n_experts
+        weights = int(op.parameters * used)
     else:
         weights = op.parameters
     return (read + kv_read + weights) * item, (write + kv_write) * item

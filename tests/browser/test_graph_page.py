@@ -1,0 +1,63 @@
+"""The page of an operator graph in a real browser: drawn, coloured, opened, searched, without errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dse.graph.source import ModelSource
+from dse.graph.trace import trace_model
+from reports.graph_page import layer_ranges, render_graph_page, write_graph_page
+from tests.browser.test_report import driver  # noqa: F401  (a fixture)
+from tests.small_models import ARCHITECTURES
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = {**ARCHITECTURES["deepseek-v3"], "num_hidden_layers": 80}
+    graph = trace_model(ModelSource("small <b>model</b>", config))
+    return write_graph_page(graph, tmp_path_factory.mktemp("page") / "graph.html", 2, 16)
+
+
+@pytest.mark.browser
+def test_a_person_finds_a_layer_and_its_costs(driver: Any, page: Path) -> None:  # noqa: F811
+    driver.get(page.as_uri())
+    run = driver.execute_script
+    assert run("return document.querySelectorAll('.layers button').length") == 82
+    assert run("return document.querySelector('h1').textContent") == "small <b>model</b>"
+    before = run("return document.querySelector('.box rect').style.fill")
+    assert before.startswith("rgb(")
+    run("document.querySelectorAll('.layers button')[40].click()")
+    assert run("return document.getElementById('part-B').open")
+    assert run("return document.querySelector('#part-B [data-chosen]').textContent") == "showing layer 39"
+    box = '#part-B [data-name="mlp.experts.down_proj"] [data-value]'
+    shown = f"return document.querySelector('{box}').textContent"
+    prefill = run(shown)
+    run("document.querySelector('[data-pick=decode]').click()")
+    assert run(shown) != prefill
+    run("const f = document.getElementById('find'); f.value = 'lm_head'; f.dispatchEvent(new Event('input'))")
+    assert run("return document.getElementById('part-after').open")
+    assert run("return document.querySelectorAll('.box.hit').length") == 1
+    assert driver.get_log("browser") == []
+
+
+def test_boxes_of_a_drawing_lie_apart_and_equal_graphs_give_equal_bytes(page: Path) -> None:
+    from reports.graph_layout import BOX_HEIGHT, BOX_WIDTH, draw_block
+
+    graph = trace_model(ModelSource("m", ARCHITECTURES["granite-hybrid"]))
+    for block in graph.parts:
+        boxes = draw_block(block, 2).boxes
+        assert len(boxes) == len(block.ops)
+        for i, one in enumerate(boxes):
+            for other in boxes[:i]:
+                assert abs(one.x - other.x) >= BOX_WIDTH or abs(one.y - other.y) >= BOX_HEIGHT
+    assert render_graph_page(graph, 1, 8) == render_graph_page(graph, 1, 8)
+    assert "<b>model" not in page.read_text()
+
+
+def test_layers_in_words() -> None:
+    assert layer_ranges((0, 1, 2, 5)) == "0–2, 5"
+    assert layer_ranges(tuple(range(0, 47, 2))) == "0, 2 … 46"
+    assert layer_ranges((3,)) == "3"
