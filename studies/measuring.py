@@ -55,7 +55,7 @@ class Bench:
 
     def finalist_evaluator(self) -> QualityEvaluator:
         """Return the evaluator of whole plans: the evaluation split, in the study's dtype."""
-        sample = self._sample("evaluation", self.quality.tokens)
+        sample = self._sample("evaluation", self.quality.tokens, self.quality.sequence_length)
         return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
     def sensitivity_evaluator(self) -> QualityEvaluator:
@@ -66,16 +66,17 @@ class Bench:
         model = EmulatedModel.load(
             self._folder, self.graph, self.units, dtype=SENSITIVITY_DTYPE, store_bytes=SENSITIVITY_STORE_BYTES
         )
-        sample = self._sample("calibration", self.quality.sensitivity_tokens)
+        quality = self.quality
+        sample = self._sample("calibration", quality.sensitivity_tokens, quality.sensitivity_sequence_length)
         return QualityEvaluator(model, sample, cache=cache_dir() / "quality", keep_prefix=True)
 
     def trial_evaluator(self) -> QualityEvaluator:
         """Return the evaluator of trials: the calibration split, in the study's dtype."""
-        sample = self._sample("calibration", self.quality.trial_tokens)
+        sample = self._sample("calibration", self.quality.trial_tokens, self.quality.sequence_length)
         return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
-    def _sample(self, split: Split, n_tokens: int) -> TokenSample:
-        length, limit = min(self.quality.sequence_length, n_tokens), self.graph.max_context
+    def _sample(self, split: Split, n_tokens: int, sequence_length: int) -> TokenSample:
+        length, limit = min(sequence_length, n_tokens), self.graph.max_context
         if limit is not None and length > limit:
             raise ConfigError(
                 f"is {length}, but {self.graph.model} ends at {limit} tokens", path="quality.sequence_length"

@@ -45,7 +45,7 @@ def plan(
     ),
     theta: float = typer.Option(0.0, "--theta", min=0, help="Seconds that one unit of penalty is worth."),
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens of a measured metric."),
-    sequence_length: int = options.SEQUENCE,
+    sequence_length: int = options.SENSITIVITY_SEQUENCE,
     corpus: str | None = options.CORPUS,
     seed: int = options.SEED,
     time_limit: float = typer.Option(60.0, "--time-limit", min=0.1, help="Seconds for the solver."),
@@ -71,7 +71,7 @@ def plan(
         granularity=granularity,
         metric=metric,
         seed=seed,
-        quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length),
+        quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sensitivity_sequence_length=sequence_length),
     )
     with ConsoleProgress() as progress:
         found = fastest_plan(study, progress, max_penalty=max_penalty, theta_s=theta, time_limit_s=time_limit)
