@@ -1,7 +1,8 @@
 """Exact storage: what a tensor of a format takes, scales and zero points included (METHODS section 0).
 
-bits = elements * b + scales * b_scale + zero points * b_zero (+ one 32-bit scale per tensor for NVFP4). A
-group size that does not divide the row leaves a shorter last group, which has a scale of its own.
+bits = elements * b + scales * b_scale + zero points * b_zero (+ one 32-bit scale per tensor for NVFP4; + what
+a second level of scales stores; a table counts all its entries as scales). A group size that does not divide
+the row leaves a shorter last group, which has a scale of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dse.formats.grammar import NVFP4_TENSOR_SCALE_BITS
+from dse.formats.grammar import DOUBLE_BLOCK, NVFP4_TENSOR_SCALE_BITS
 from dse.formats.precision import NumberFormat
 
 
@@ -43,8 +44,10 @@ class EffectiveBits:
 
 def scales_per_row(fmt: NumberFormat, columns: int) -> int:
     """Return how many scales one vector of ``columns`` elements stores; 0 if it shares the tensor's."""
-    if fmt.is_float or fmt.granularity == "tensor":
+    if fmt.is_float or fmt.granularity in ("tensor", "column") or fmt.block_rows:
         return 0
+    if fmt.table_entries:
+        return fmt.table_entries
     return math.ceil(columns / fmt.group_size) if fmt.group_size else 1
 
 
@@ -52,7 +55,32 @@ def tensor_bits(fmt: NumberFormat) -> int:
     """Return the bits that a tensor stores once: its only scale and zero point, or NVFP4's second level."""
     if fmt.kind == "nvfp4":
         return NVFP4_TENSOR_SCALE_BITS
-    return fmt.scale_bits + fmt.zero_bits if fmt.granularity == "tensor" else 0
+    if fmt.granularity != "tensor":
+        return 0
+    return max(fmt.table_entries, 1) * fmt.scale_bits + fmt.zero_bits
+
+
+def scale_shape(fmt: NumberFormat, rows: int, columns: int) -> tuple[int, int]:
+    """Return the shape of a matrix's scales: (1, 1) per tensor, (rows, n), (1, columns) or 2-D blocks."""
+    if fmt.granularity == "column":
+        return 1, columns
+    if fmt.block_rows:
+        return math.ceil(rows / fmt.block_rows), math.ceil(columns / (fmt.group_size or columns))
+    per_row = scales_per_row(fmt, columns)
+    return (rows, per_row) if per_row else (1, max(fmt.table_entries, 1))
+
+
+def second_level(fmt: NumberFormat, rows: int, columns: int) -> tuple[int, int]:
+    """Return (numbers, bits of each) of the second level of scales; (0, 0) without one.
+
+    "int8_row" is a float16 per row (VS-Quant, arXiv 2102.04503); "double" a float32 per 256 scales and their
+    float32 mean (QLoRA, arXiv 2305.14314, which leaves the mean out of its count).
+    """
+    if fmt.scale_codec == "int8_row":
+        return rows, 16
+    if fmt.scale_codec == "double":
+        return math.ceil(rows * scales_per_row(fmt, columns) / DOUBLE_BLOCK) + 1, 32
+    return 0, 0
 
 
 def row_bits(fmt: NumberFormat, columns: int) -> int:
@@ -68,7 +96,11 @@ def stored_bits(fmt: NumberFormat, rows: int, columns: int) -> int:
     """
     if rows < 1 or columns < 1:
         raise ValueError(f"a matrix has at least one row and column, but got {rows} x {columns}")
-    return rows * row_bits(fmt, columns) + tensor_bits(fmt)
+    n_second, second_bits = second_level(fmt, rows, columns)
+    bits = rows * row_bits(fmt, columns) + tensor_bits(fmt) + n_second * second_bits
+    if fmt.granularity == "column" or fmt.block_rows:
+        bits += math.prod(scale_shape(fmt, rows, columns)) * (fmt.scale_bits + fmt.zero_bits)
+    return bits
 
 
 def stored_bytes(fmt: NumberFormat, rows: int, columns: int) -> int:

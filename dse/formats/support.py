@@ -90,7 +90,10 @@ def _low(kind: str, profile: str, *, unpacks: bool) -> ComputeNeed:
 
 
 def storage_kind(fmt: NumberFormat) -> str:
-    """Return the compute kind a format's elements would feed: "int4", "fp8", "mxfp6" ..."""
+    """Return the compute kind a format's elements would feed: "int4", "fp8", "mxfp6" ...
+
+    "lut4" stands for elements that are numbers of levels in a table, which no multiplier takes as they are.
+    """
     if fmt.kind == "float":
         return fmt.element
     if fmt.kind == "int":
@@ -99,4 +102,8 @@ def storage_kind(fmt: NumberFormat) -> str:
         return f"fp{fmt.bits}"
     if fmt.kind == "nvfp4":
         return "nvfp4"
+    if fmt.kind == "mxint":
+        return f"int{fmt.bits}"
+    if fmt.kind != "mx":
+        return f"lut{fmt.read_bits or fmt.bits}"
     return "mxint8" if fmt.element == "int" else f"mxfp{fmt.bits}"

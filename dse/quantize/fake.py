@@ -1,6 +1,7 @@
 """From a tensor to the values that a format can hold, and to its codes. Pure functions.
 
-Every scope of a scale is a cut of the *last* axis, so one function serves all tensors:
+Every scope of a scale is a cut of the *last* axis, so one function serves all tensors (columns and 2-D
+blocks of weights are rearranged first, ``layout.py``):
 
 =================  ==========================  ============================================
 tensor             shape                       scopes
@@ -23,8 +24,12 @@ from torch import Tensor
 
 from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat
+from dse.formats.storage import scale_shape
+from dse.quantize.codebook import CodebookQuantizer
 from dse.quantize.extremes import CHUNK
+from dse.quantize.layout import needs_layout, rearranged
 from dse.quantize.quantizer import QUANTIZERS, Scales
+from dse.quantize.scale_codec import decode_scales, encode_scales
 
 _FLOAT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,6 +45,10 @@ class QuantizedTensor:
             the stored width; the tensor's own scale (nvfp4) is multiplied in.
         zero: like ``scale``, the codes of 0.0 (asymmetric integers), else None.
         tensor_scale: () float32 (nvfp4), else None.
+        second: (S,) float32 second level of scales, see ``scale_codec.py``, else None.
+
+    A table (k-means, nested) takes the place of scales: (R, entries), or (1, entries). Scales per column are
+    (1, C), of 2-D blocks (blocks down, blocks across).
     """
 
     fmt: NumberFormat
@@ -48,6 +57,7 @@ class QuantizedTensor:
     scale: Tensor
     zero: Tensor | None = None
     tensor_scale: Tensor | None = None
+    second: Tensor | None = None
 
 
 def fake_quantize(x: Tensor, fmt: NumberFormat) -> Tensor:
@@ -70,6 +80,11 @@ def fake_quantize(x: Tensor, fmt: NumberFormat) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return out
+    if needs_layout(fmt):
+        rows, inner, back = rearranged(_matrix(x), fmt)
+        return back(fake_quantize(rows, inner)).view(x.shape)
+    if fmt.scale_codec != "plain":
+        return dequantize(_codes(x, fmt)).to(x.dtype)
     quantizer = QUANTIZERS.get(fmt.kind)
     source, target = _matrix(x), _matrix(out)
     tensor_scale = quantizer.tensor_scale(source, fmt)
@@ -94,43 +109,80 @@ def quantize_codes(x: Tensor, fmt: NumberFormat) -> QuantizedTensor:
         raise ConfigError(f"'{fmt.name}' stores elements as they are, so it has no codes", value=fmt.name)
     if not bool(torch.isfinite(x).all()):
         raise ConfigError(f"NaN or infinity cannot be stored as {fmt.name}", value=fmt.name)
+    return _codes(x, fmt)
+
+
+def _codes(x: Tensor, fmt: NumberFormat) -> QuantizedTensor:
+    """Like ``quantize_codes``; what shares a scale with NaN has a NaN scale and meaningless codes."""
     quantizer = QUANTIZERS.get(fmt.kind)
     matrix = _matrix(x).float()
     rows, columns = matrix.shape
+    if needs_layout(fmt):
+        scopes, inner, back = rearranged(matrix, fmt)
+        flat = _codes(scopes, inner)
+        shape = scale_shape(fmt, rows, columns)
+        zero = None if flat.zero is None else flat.zero.view(shape)
+        return QuantizedTensor(fmt, tuple(x.shape), back(flat.codes), flat.scale.view(shape), zero)
     tensor_scale = quantizer.tensor_scale(matrix, fmt)
     if fmt.granularity == "tensor":
         whole = quantizer.fit(matrix.view(1, -1), fmt, tensor_scale)
         codes = quantizer.encode(matrix, whole, fmt)
         return QuantizedTensor(fmt, tuple(x.shape), codes, whole.scale, whole.zero, tensor_scale)
-    length = _group_length(matrix, fmt)
-    codes, scales, zeros = [], [], []
-    for part in (matrix[:, : columns - columns % length], matrix[:, columns - columns % length :]):
-        if part.numel() == 0:
-            continue
-        groups = part.reshape(-1, min(length, part.shape[1]))
-        fitted = quantizer.fit(groups, fmt, tensor_scale)
-        codes.append(quantizer.encode(groups, fitted, fmt).view(part.shape))
-        scales.append(fitted.scale.view(rows, -1))
-        if fitted.zero is not None:
-            zeros.append(fitted.zero.view(rows, -1))
-    return QuantizedTensor(
-        fmt,
-        tuple(x.shape),
-        torch.cat(codes, dim=1),
-        torch.cat(scales, dim=1),
-        torch.cat(zeros, dim=1) if zeros else None,
-        tensor_scale,
-    )
+    parts = _parts(matrix, _group_length(matrix, fmt))
+    fitted = [quantizer.fit(part, fmt, tensor_scale) for part in parts]
+    scale = torch.cat([entry.scale.reshape(rows, -1) for entry in fitted], dim=1)
+    second = None
+    if fmt.scale_codec != "plain":
+        scale, second = _two_levels(scale, fmt)
+        fitted = _with_scales(parts, fitted, scale, fmt)
+    codes = [
+        quantizer.encode(part, entry, fmt).view(rows, -1) for part, entry in zip(parts, fitted, strict=True)
+    ]
+    zeros = [entry.zero.view(rows, -1) for entry in fitted if entry.zero is not None]
+    zero = torch.cat(zeros, dim=1) if zeros else None
+    return QuantizedTensor(fmt, tuple(x.shape), torch.cat(codes, dim=1), scale, zero, tensor_scale, second)
+
+
+def _parts(matrix: Tensor, length: int) -> list[Tensor]:
+    """Return the whole groups and the ragged last ones as matrices with a group per row."""
+    columns = matrix.shape[1]
+    cut = columns - columns % length
+    halves = (matrix[:, :cut], matrix[:, cut:])
+    return [part.reshape(-1, min(length, part.shape[1])) for part in halves if part.numel()]
+
+
+def _two_levels(scale: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
+    """Return the scales (R, n) that the two levels store, and the second level; NaN scales stay NaN."""
+    codes, second = encode_scales(scale, fmt.scale_codec)
+    return decode_scales(codes, second, fmt.scale_codec).masked_fill_(
+        ~torch.isfinite(scale), torch.nan
+    ), second
+
+
+def _with_scales(parts: list[Tensor], fitted: list[Scales], scale: Tensor, fmt: NumberFormat) -> list[Scales]:
+    """Return the fits with other scales, cut like the parts; codebooks are chosen again for them."""
+    rows = len(scale)
+    widths = [len(part) // rows for part in parts]
+    again = []
+    for part, entry, stored in zip(parts, fitted, scale.split(widths, dim=1), strict=True):
+        column = stored.reshape(-1, 1)
+        zero = entry.zero
+        if fmt.kind == "codebook" and zero is not None:
+            zero = CodebookQuantizer().refit_choice(part, column, fmt)
+        again.append(Scales(column, zero))
+    return again
 
 
 def dequantize(quantized: QuantizedTensor) -> Tensor:
     """Return the float32 values of a quantized tensor, in its shape."""
     fmt = quantized.fmt
-    columns = quantized.codes.shape[1]
+    rows, columns = quantized.codes.shape
 
     def per_element(values: Tensor) -> Tensor:
-        repeats = fmt.group_size or columns
-        return values if values.numel() == 1 else values.repeat_interleave(repeats, dim=1)[:, :columns]
+        if values.numel() == 1 or fmt.granularity == "column" or fmt.table_entries:
+            return values
+        across = values.repeat_interleave(fmt.group_size or columns, dim=1)[:, :columns]
+        return across.repeat_interleave(fmt.block_rows, dim=0)[:rows] if fmt.block_rows else across
 
     zero = None if quantized.zero is None else per_element(quantized.zero)
     scales = Scales(per_element(quantized.scale), zero)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from dse.formats.precision import NumberFormat
 from dse.quantize.extremes import low_high_of
+from dse.quantize.half import half_bits, half_of_bits, half_scale
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
-_HALF_MIN, _HALF_MAX = 2.0**-24, 65504.0
 _ROUNDER = 1.5 * 2.0**23
 
 
@@ -49,12 +49,12 @@ class IntegerQuantizer:
         if fmt.grid == "asym":
             low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
             n_steps = float((1 << fmt.bits) - 1)
-            scale = _as_half((high - low).div_(n_steps))
+            scale = half_scale((high - low).div_(n_steps))
             return Scales(scale, round_even_(low.neg_().div_(scale)).clamp_(0.0, n_steps))
         absmax = torch.maximum(high, low.neg_())
         if fmt.grid == "gptq":
-            return Scales(_as_half(absmax.mul_(2.0 / ((1 << fmt.bits) - 1))))
-        return Scales(_as_half(absmax.div_(float((1 << (fmt.bits - 1)) - 1))))
+            return Scales(half_scale(absmax.mul_(2.0 / ((1 << fmt.bits) - 1))))
+        return Scales(half_scale(absmax.div_(float((1 << (fmt.bits - 1)) - 1))))
 
     def round_(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> None:
         """Round in place: S * (clamp(rnd(w / S) + Z) - Z)."""
@@ -91,7 +91,7 @@ class IntegerQuantizer:
         tensor_scale: Tensor | None,  # noqa: ARG002
     ) -> Tensor:
         """Return the bits of the float16 scales."""
-        return scale.to(torch.float16).view(torch.int16).long() & 0xFFFF
+        return half_bits(scale)
 
     def scale_values(
         self,
@@ -100,8 +100,7 @@ class IntegerQuantizer:
         tensor_scale: Tensor | None,  # noqa: ARG002
     ) -> Tensor:
         """Return the float16 scales of their bits, as float32."""
-        signed = torch.where(codes >= 1 << 15, codes - (1 << 16), codes)
-        return signed.to(torch.int16).view(torch.float16).float()
+        return half_of_bits(codes)
 
 
 def _code_range(fmt: NumberFormat) -> tuple[float, float]:
@@ -110,12 +109,6 @@ def _code_range(fmt: NumberFormat) -> tuple[float, float]:
         return 0.0, float((1 << fmt.bits) - 1)
     top = float((1 << (fmt.bits - 1)) - 1)
     return (-top, top) if fmt.grid == "restricted" else (-top - 1.0, top)
-
-
-def _as_half(scale: Tensor) -> Tensor:
-    """Round scales to positive float16 values, keep them float32; what is not finite becomes NaN."""
-    stored = scale.clamp(_HALF_MIN, _HALF_MAX).to(torch.float16).float()
-    return stored.masked_fill_(~torch.isfinite(scale), torch.nan)
 
 
 QUANTIZERS.register("int")(IntegerQuantizer())

@@ -1,8 +1,9 @@
 """Quantized tensors as bytes: the size that the storage formulas promise, written out for real.
 
 One little-endian bit stream, lowest bit first: all codes row by row, then all scales, then all zero points,
-then the tensor's own scale (NVFP4). Exporters write the layouts of their targets; this one is the plain proof
-that codes, scales and zero points in their stored widths are the whole information of the tensor.
+then the second level of the scales, then the tensor's own scale (NVFP4). Exporters write the layouts of
+their targets; this one is the plain proof that codes, scales and zero points in their stored widths are the
+whole information of the tensor.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from torch import Tensor
 from dse.errors import ConfigError
 from dse.formats.grammar import NVFP4_TENSOR_SCALE_BITS
 from dse.formats.precision import NumberFormat
-from dse.formats.storage import scales_per_row, stored_bytes
+from dse.formats.storage import scale_shape, second_level, stored_bytes
 from dse.quantize.fake import QuantizedTensor
+from dse.quantize.half import half_bits, half_of_bits
 from dse.quantize.minifloat import float32_bits, float32_of_bits
 from dse.quantize.quantizer import QUANTIZERS
+from dse.quantize.scale_codec import codes_of_scales, decode_scales
 
+_HALF_BITS, _FLOAT_BITS = 16, 32
 Bits = NDArray[np.uint8]
 
 
@@ -29,12 +33,15 @@ def pack(quantized: QuantizedTensor) -> bytes:
     """Return the tensor's bit stream, ``stored_bytes(fmt, rows, columns)`` bytes long."""
     fmt, tensor_scale = quantized.fmt, quantized.tensor_scale
     quantizer = QUANTIZERS.get(fmt.kind)
-    fields = [
-        _to_bits(quantized.codes, fmt.bits),
-        _to_bits(quantizer.scale_codes(quantized.scale, fmt, tensor_scale), fmt.scale_bits),
-    ]
+    if quantized.second is None:
+        scale_codes = quantizer.scale_codes(quantized.scale, fmt, tensor_scale)
+    else:
+        scale_codes = codes_of_scales(quantized.scale, quantized.second, fmt.scale_codec)
+    fields = [_to_bits(quantized.codes, fmt.bits), _to_bits(scale_codes, fmt.scale_bits)]
     if quantized.zero is not None:
         fields.append(_to_bits(quantized.zero, fmt.zero_bits))
+    if quantized.second is not None:
+        fields.append(_second_bits(quantized.second, fmt))
     if tensor_scale is not None:
         fields.append(_to_bits(float32_bits(tensor_scale.view(1)), NVFP4_TENSOR_SCALE_BITS))
     return np.packbits(np.concatenate(fields), bitorder="little").tobytes()
@@ -56,10 +63,15 @@ def unpack(data: bytes, fmt: NumberFormat, shape: tuple[int, ...]) -> QuantizedT
     codes = stream.read((rows, columns), fmt.bits)
     if quantizer.signed(fmt):
         codes = torch.where(codes >= 1 << (fmt.bits - 1), codes - (1 << fmt.bits), codes)
-    per_row = scales_per_row(fmt, columns)
-    scale_shape = (rows, per_row) if per_row else (1, 1)
-    scale_codes = stream.read(scale_shape, fmt.scale_bits)
-    zero = stream.read(scale_shape, fmt.zero_bits).float() if fmt.zero_bits else None
+    shape_of_scales = scale_shape(fmt, rows, columns)
+    scale_codes = stream.read(shape_of_scales, fmt.scale_bits)
+    zero = stream.read(shape_of_scales, fmt.zero_bits).float() if fmt.zero_bits else None
+    if fmt.scale_codec != "plain":
+        n_second, width = second_level(fmt, rows, columns)
+        bits = stream.read((n_second,), width)
+        second = half_of_bits(bits) if width == _HALF_BITS else float32_of_bits(bits)
+        scale = decode_scales(scale_codes, second, fmt.scale_codec)
+        return QuantizedTensor(fmt, tuple(shape), codes.to(torch.int16), scale, zero, second=second)
     tensor_scale = None
     if fmt.kind == "nvfp4":
         tensor_scale = float32_of_bits(stream.read((1,), NVFP4_TENSOR_SCALE_BITS)).view(())
@@ -81,6 +93,13 @@ class _BitReader:
         self._position += n_bits
         weights = np.int64(1) << np.arange(width, dtype=np.int64)
         return torch.from_numpy(field @ weights).view(shape)
+
+
+def _second_bits(second: Tensor, fmt: NumberFormat) -> Bits:
+    """Return the second level of scales: float16 per row, or float32."""
+    if fmt.scale_codec == "int8_row":
+        return _to_bits(half_bits(second), _HALF_BITS)
+    return _to_bits(float32_bits(second), _FLOAT_BITS)
 
 
 def _to_bits(values: Tensor, width: int) -> Bits:

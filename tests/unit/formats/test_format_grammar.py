@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from dse.errors import ConfigError
 from dse.formats.grammar import FLOAT_FORMATS, KNOWN_FORMATS, format_name, parse_format, parse_precision
-from dse.formats.precision import NumberFormat
+from dse.formats.precision import Kind, NumberFormat
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,21 @@ from dse.formats.precision import NumberFormat
             NumberFormat("mx", "int", 8, "block", 32, scale_bits=8, exponent_rule="even"),
         ),
         ("nvfp4", NumberFormat("nvfp4", "e2m1", 4, "block", 16, scale_bits=8)),
+        ("fp6_e3m2_row", NumberFormat("minifloat", "e3m2", 6, "row", None, scale_bits=32)),
+        ("int8_column", NumberFormat("int", "int", 8, "column", None, "restricted", 16, 0)),
+        (
+            "fp8_e4m3_b128x64",
+            NumberFormat("minifloat", "e4m3", 8, "block", 64, scale_bits=32, block_rows=128),
+        ),
+        ("mxint6_e4_b16", NumberFormat("mxint", "int", 6, "block", 16, scale_bits=4)),
+        ("nf4_b64_dq", NumberFormat("codebook", "nf4", 4, "group", 64, scale_bits=8, scale_codec="double")),
+        ("bitmod3_g64", NumberFormat("codebook", "bitmod3", 3, "group", 64, scale_bits=16, zero_bits=2)),
+        ("kmeans3_row", NumberFormat("kmeans", "table", 3, "row", scale_bits=16)),
+        (
+            "any4of6",
+            NumberFormat("nested", "table", 6, "tensor", scale_bits=16, read_bits=4, seed_bits=3),
+        ),
+        ("binary_g64", NumberFormat("binary", "sign", 1, "group", 64, scale_bits=16, zero_bits=16)),
     ],
 )
 def test_names_mean_what_they_say(name: str, expected: NumberFormat) -> None:
@@ -69,8 +85,11 @@ def test_defaults_are_left_out_of_the_canonical_name(spelling: str, canonical: s
         ("fp16_row", "unknown number format"),
         ("nvfp4_ceil", "unknown number format"),
         ("", "unknown number format"),
-        ("nf4_b64", "not implemented yet"),
-        ("kmeans3_row", "not implemented yet"),
+        ("nf4_b64_qd", "did you mean 'nf4_b64_dq'"),
+        ("kmeans9_row", "unknown number format"),
+        ("any5of4_row", "cannot read 5 bits of 4-bit codes"),
+        ("int4_row_s8", "need groups"),
+        ("int4_g64_asym_s8", "need groups"),
         ("int1_row", "asymmetric"),
     ],
 )
@@ -112,7 +131,7 @@ def test_wrong_precisions_are_one_clear_line(source: object, part: str) -> None:
 
 def test_known_formats_cover_every_kind_and_are_canonical() -> None:
     kinds = {parse_format(name).kind for name in KNOWN_FORMATS}
-    assert kinds == {"float", "int", "minifloat", "mx", "nvfp4"}
+    assert kinds == set(get_args(Kind))
     assert len(set(KNOWN_FORMATS)) == len(KNOWN_FORMATS)
     assert set(FLOAT_FORMATS) == {name for name in KNOWN_FORMATS if parse_format(name).is_float}
 
