@@ -51,7 +51,7 @@ def sparse_product_s(
 
 
 def dense_columns_s(rows: Floats, outputs: Floats, n_kept: Floats, rate: float, bandwidth: float) -> Floats:
-    """Return the time of c whole columns kept in 16 bits (OWQ): ``max(2 m n c / rate, 2 n c / bandwidth)``."""
+    """Return the time of c whole 16-bit columns (OWQ): ``max(2 m n c / rate, 2 n c / bandwidth)``."""
     return np.maximum(2.0 * rows * outputs * n_kept / rate, VALUE_BYTES * outputs * n_kept / bandwidth)
 
 
@@ -64,7 +64,7 @@ def lookup_product_s(
     lookups_per_s: float,
     bandwidth: float,
 ) -> Floats:
-    """Return the time of a product by look-up tables (LUT-GEMM), of 2^g partial sums for ``group`` = g inputs.
+    """Return the time of a product by look-up tables (LUT-GEMM): 2^g partial sums for ``group`` = g inputs.
 
     Building: ``2^g`` additions for each of ``k / g`` groups and row; using: one look-up per bit plane, output
     and group; both at ``lookups_per_s``. Weights are read once at their width.
