@@ -9,32 +9,37 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dse.partition.cuts import count_cuts, cuts_in_box, lowest_bound_in_box, split_box
+from dse.partition.cuts import (
+    best_cut_in_box,
+    count_cuts,
+    cuts_in_box,
+    lowest_bound_in_box,
+    split_box_at,
+    tightened,
+)
 from dse.partition.labels import TooManyLabels, search_cut
 from dse.partition.lanes import Lane
+from dse.partition.memory import ROUNDING_FRAC, Memory, QualityFilter
 from dse.partition.problem import Array
 from dse.partition.relax import (
     Multipliers,
     Relaxed,
-    choice_costs,
     cut_bounds,
     layer_costs,
     prefixes_and_constants,
     relax_cut,
     stage_of_layers,
-    uniform_multipliers,
 )
+from dse.partition.relax_box import RelaxedBox, relax_box
 from dse.partition.rounding import CutEvaluator, round_relaxed
 
 BLOCK_CUTS = 2_000  # blocks are held for all lanes at once, boxes hold no cuts
-KEEP_MULTIPLIERS = 200
 BATCH_MULTIPLIERS = 16
-ROUNDING_FRAC = 1e-12  # widens comparisons that would otherwise hang on the rounding of sums
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,12 @@ class _Block:
 
 @dataclass
 class _Box:
-    """A box of cuts of a lane: lo, hi (n + 1) for every boundary."""
+    """A box of cuts of a lane: lo, hi (n + 1) for every boundary, its relaxation once that is solved."""
 
     lane: int
     lo: NDArray[np.int64]
     hi: NDArray[np.int64]
+    relaxed: RelaxedBox | None = None
 
 
 @dataclass
@@ -103,63 +109,6 @@ class _Node:
     usable: NDArray[np.bool_]
     relaxed: Relaxed
     depth: int
-
-
-@dataclass
-class Memory:
-    """Multipliers of every device sequence; they carry over to its other lanes and other penalty bounds."""
-
-    of_sequence: dict[tuple[int, ...], list[Multipliers]] = field(default_factory=dict)
-
-    def known(self, lane: Lane) -> list[Multipliers]:
-        """Return the list of the lane's sequence, which starts with the uniform multipliers."""
-        return self.of_sequence.setdefault(lane.devices, [uniform_multipliers(lane)])
-
-    def forget(self) -> None:
-        """Keep the newest of every sequence, for the next search."""
-        for known in self.of_sequence.values():
-            del known[1 : max(1, len(known) - KEEP_MULTIPLIERS)]
-
-
-class QualityFilter:
-    """Rules out cuts and choices that no assignment within a penalty bound can have.
-
-    Made from a finished search for the least penalty: its multipliers bound the penalty of every cut,
-    whatever the micro-batches. It settles bounds near the least penalty, where only few assignments are left.
-    """
-
-    def __init__(self, lanes: list[Lane], memory: Memory) -> None:
-        self.lanes = {lane.devices: lane for lane in lanes}
-        self.memory = memory
-        self.evaluated: dict[tuple[int, ...], tuple[Array, Array]] = {}
-
-    def _bounds(self, devices: tuple[int, ...]) -> tuple[Lane, list[Multipliers], Array, Array]:
-        lane = self.lanes[devices]
-        known = self.memory.known(lane)
-        if devices not in self.evaluated:
-            self.evaluated[devices] = prefixes_and_constants(lane, known, None)
-        return lane, known, *self.evaluated[devices]
-
-    def reaches(self, lane: Lane, cuts: NDArray[np.int64], max_penalty: float) -> NDArray[np.bool_]:
-        """Return which cuts (C, n + 1) may have an assignment within the bound."""
-        _, _, prefixes, constants = self._bounds(lane.devices)
-        possible = np.ones(len(cuts), dtype=bool)
-        for prefix, constant in zip(prefixes, constants, strict=True):
-            possible[possible] = cut_bounds(prefix, float(constant), cuts[possible]) <= max_penalty
-        return possible
-
-    def choices(self, lane: Lane, cut: NDArray[np.int64], max_penalty: float) -> NDArray[np.bool_]:
-        """Return (L, K): the choices of a cut that some assignment within the bound may contain."""
-        quality, known, prefixes, constants = self._bounds(lane.devices)
-        bounds = [
-            float(cut_bounds(p, float(c), cut[None])[0]) for p, c in zip(prefixes, constants, strict=True)
-        ]
-        best = int(np.argmax(bounds))
-        at = stage_of_layers(cut), np.arange(lane.n_layers)
-        # what the time lanes use may be dominated in quality and memory, so it is priced unmasked
-        least = layer_costs(quality, known[best])[at].min(axis=1, keepdims=True)
-        reduced = choice_costs(quality, known[best])[at] - least
-        return reduced <= max_penalty - bounds[best] + ROUNDING_FRAC * abs(max_penalty)
 
 
 @dataclass
@@ -311,9 +260,47 @@ class BranchAndBound:
         return applied
 
     def _open_box(self, box: _Box) -> None:
-        for lo, hi in split_box(box.lo, box.hi):
+        """Relax a box, and when its turn comes again, split it where the relaxation is least decided."""
+        lane = self.lanes[box.lane]
+        if box.relaxed is None:
+            self.n_relaxations += 1
+            relaxed = relax_box(lane, box.lo, box.hi, self.max_penalty)
+            if relaxed is None:
+                return
+            prefixes, constants = prefixes_and_constants(lane, [relaxed.multipliers], self.max_penalty)
+            bound = lowest_bound_in_box(prefixes[0], float(constants[0]), box.lo, box.hi)
+            self.memory.known(lane).append(relaxed.multipliers)
+            for cut in self._candidate_cuts(box, relaxed, prefixes[0]):
+                self._try_cut(lane, cut)
+            self._push(bound, _Box(box.lane, box.lo, box.hi, relaxed))
+            return
+        width = box.hi - box.lo
+        undecided = np.where(width > 0, box.relaxed.spread + 1e-6 * width, -1.0)
+        at = int(np.argmax(undecided))
+        middle = int(np.clip(np.floor(box.relaxed.boundary[at]), box.lo[at], box.hi[at] - 1))
+        for lo, hi in split_box_at(box.lo, box.hi, at, middle):
             if count_cuts(lo, hi):
                 self._push_box(_Box(box.lane, lo, hi))
+
+    def _candidate_cuts(self, box: _Box, relaxed: RelaxedBox, prefix: Array) -> list[NDArray[np.int64]]:
+        """Return cuts near the relaxation of a box: the rounded mean and the cheapest one."""
+        lo, hi = tightened(np.maximum(np.round(relaxed.boundary).astype(np.int64), box.lo), box.hi)
+        found = [np.minimum(lo, hi), best_cut_in_box(prefix, box.lo, box.hi)]
+        return [cut for cut in found if cut is not None and (np.diff(cut) > 0).all()]
+
+    def _try_cut(self, lane: Lane, cut: NDArray[np.int64]) -> None:
+        """Look for an incumbent in one cut."""
+        if not lane.fits(cut[None])[0]:
+            return
+        usable = lane.usable[stage_of_layers(cut), np.arange(lane.n_layers)]
+        self.n_relaxations += 1
+        relaxed = relax_cut(lane, cut, usable, self.max_penalty)
+        if relaxed is None:
+            return
+        self.memory.known(lane).append(relaxed.multipliers)
+        found = round_relaxed(lane, cut, usable, relaxed, self.max_penalty)
+        if found is not None:
+            self._offer(lane, cut, found.choices, found.value, found.penalty, relaxed)
 
     def _open_block(self, block: _Block) -> None:
         """Take the cut with the lowest bound out of the block and relax it."""
@@ -428,7 +415,7 @@ class BranchAndBound:
         totals = evaluator.totals(choices)
         violation, value = evaluator.score(totals)
         if violation <= 0:
-            self._offer(lane, node.cut, choices, float(value), float(totals[-1]), node.relaxed)
+            self._offer(lane, node.cut, choices, float(value), float(totals[3 * lane.n]), node.relaxed)
 
     def _branch(self, node: _Node) -> None:
         """Split the choices of the layer that the relaxation mixes most (or that has most choices)."""

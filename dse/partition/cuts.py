@@ -60,11 +60,41 @@ def lowest_bound_in_box(prefix: Array, constant: float, lo: Boundaries, hi: Boun
     return float(best.min() + constant)
 
 
-def split_box(lo: Boundaries, hi: Boundaries) -> list[tuple[Boundaries, Boundaries]]:
-    """Return the two halves of a box along its widest boundary."""
-    widest = int(np.argmax(hi - lo))
-    middle = int((lo[widest] + hi[widest]) // 2)
+def best_cut_in_box(prefix: Array, lo: Boundaries, hi: Boundaries) -> Boundaries | None:
+    """Return a cut that attains ``lowest_bound_in_box``, None for an empty box."""
+    n, n_positions = prefix.shape
+    positions = np.arange(n_positions)
+    best = np.where(positions == 0, 0.0, np.inf)
+    came_from = np.zeros((n, n_positions), dtype=np.int64)
+    for stage in range(n):
+        before = best - prefix[stage]
+        least = np.minimum.accumulate(before)
+        arg = np.maximum.accumulate(np.where(before <= least, positions, 0))
+        least = np.concatenate([[np.inf], least[:-1]])
+        came_from[stage] = np.concatenate([[0], arg[:-1]])
+        inside = (positions >= lo[stage + 1]) & (positions <= hi[stage + 1])
+        best = np.where(inside, least + prefix[stage], np.inf)
+    if not np.isfinite(best[-1]):
+        return None
+    cut = np.zeros(n + 1, dtype=np.int64)
+    cut[n] = n_positions - 1
+    for stage in range(n - 1, -1, -1):
+        cut[stage] = came_from[stage, cut[stage + 1]]
+    return cut
+
+
+def split_box_at(lo: Boundaries, hi: Boundaries, at: int, middle: int) -> list[tuple[Boundaries, Boundaries]]:
+    """Return the two parts of a box whose boundary ``at`` is at most ``middle``, and above it."""
     left_hi, right_lo = hi.copy(), lo.copy()
-    left_hi[widest] = middle
-    right_lo[widest] = middle + 1
-    return [(lo, left_hi), (right_lo, hi)]
+    left_hi[at] = middle
+    right_lo[at] = middle + 1
+    return [tightened(lo, left_hi), tightened(right_lo, hi)]
+
+
+def tightened(lo: Boundaries, hi: Boundaries) -> tuple[Boundaries, Boundaries]:
+    """Return the smallest box with the same cuts: boundaries rise by at least one."""
+    steps = np.arange(len(lo))
+    return (
+        np.maximum.accumulate(lo - steps) + steps,
+        np.minimum.accumulate((hi - steps)[::-1])[::-1] + steps,
+    )

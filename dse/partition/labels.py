@@ -2,8 +2,8 @@
 
 Given multipliers, every combination of choices costs at least ``bound + sum of reduced costs``. So an
 improving one has reduced costs below ``incumbent - bound``; per stage, the combinations that pass are
-enumerated layer by layer as labels (prefill, decode, memory, penalty), and a label that another one beats in
-all four is dropped. Then the stages' label sets are joined.
+enumerated layer by layer as labels (prefill, decode, memory, penalty, extra costs), and a label that another
+one beats in all of them is dropped. Then the stages' label sets are joined.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Found:
 
 @dataclass
 class _Labels:
-    """Label set of a stage: reduced cost (M); cost (M, 4): prefill, decode, memory, penalty; history."""
+    """Labels of a stage: reduced (M); cost (M, 4 + E): prefill, decode, memory, penalty, extra; history."""
 
     reduced: Array
     cost: Array
@@ -98,7 +98,7 @@ def _stage_labels(
     worst = sum(lane.memory[layer, reduced[layer] <= gap].max(initial=0.0) for layer in open_layers)
     counts_memory = worst > room
     least_penalty = {layer: lane.penalty[layer, np.isfinite(reduced[layer])].min() for layer in open_layers}
-    labels = _Labels(np.zeros(1), np.zeros((1, 4)), np.zeros((1, 0), np.int16))
+    labels = _Labels(np.zeros(1), np.zeros((1, 4 + len(lane.extra))), np.zeros((1, 0), np.int16))
     extra_penalty = 0.0
     for layer in open_layers:
         ks = np.flatnonzero(reduced[layer] <= gap)
@@ -110,6 +110,7 @@ def _stage_labels(
                 lane.decode_s[stage, layer, ks],
                 lane.memory[layer, ks],
                 lane.penalty[layer, ks],
+                *lane.extra[:, stage, layer, ks],
             ],
             axis=1,
         )
@@ -130,6 +131,7 @@ def _stage_labels(
             raise TooManyLabels
         cost = labels.cost[rows] + step[cols]
         dims = [0, 1] + ([2] if counts_memory else []) + ([3] if counts_penalty else [])
+        dims += range(4, cost.shape[1])
         best = strong_filter(total[rows, cols], cost[:, dims])
         if len(best) > max_labels:
             raise TooManyLabels
@@ -201,16 +203,20 @@ def _join(
     if len(picks) == 0:
         return None
     x = np.empty((len(picks), 2 * lane.n))
-    penalty = np.zeros(len(picks))
+    penalty, extra = np.zeros(len(picks)), np.zeros((len(picks), len(lane.extra)))
     fits = np.ones(len(picks), dtype=bool)
     for column, s in enumerate(order):
         cost = sets[s].cost[picks[:, column]]
         x[:, s], x[:, lane.n + s] = cost[:, 0], cost[:, 1]
         penalty += cost[:, 3]
+        extra += cost[:, 4:]
         fits &= cost[:, 2] <= lane.room[s]
     if max_penalty is not None:
         fits &= penalty <= max_penalty
-    value = np.where(fits, lane.terms.value(x + lane.fixed) + lane.theta * penalty, np.inf)
+    for bound in lane.bounds:
+        fits &= bound.terms.value(x + lane.fixed) + extra @ bound.extra_weight <= bound.limit
+    value = lane.terms.value(x + lane.fixed) + lane.theta * penalty + extra @ lane.extra_weight
+    value = np.where(fits, value, np.inf)
     best = int(np.lexsort((penalty, value))[0])
     if not value[best] < limit:
         return None

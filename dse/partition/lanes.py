@@ -6,6 +6,7 @@ sum of weighted maxima of linear forms, for every formula; so one bound and one 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dse.partition.problem import Array, Goal, PipelineProblem
+from dse.partition.problem import Array, Goal, Objective, PipelineProblem
 
 SLACK_FRAC = 1e-12  # sums in another order may differ by this much; capacities are widened by it
 
@@ -45,6 +46,24 @@ class Terms:
             total = total + m.weight * (x @ m.forms.T + m.constants).max(axis=-1)
         return total
 
+    def scaled(self, factor: float, constant: float = 0.0) -> Terms:
+        """Return ``factor`` times the terms plus a constant."""
+        return Terms(
+            self.linear * factor,
+            self.constant * factor + constant,
+            tuple(Maximum(m.weight * factor, m.forms, m.constants) for m in self.maxima),
+        )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """``terms(x) + extra_weight @ e <= limit``, with e the lane's extra totals."""
+
+    name: Objective
+    terms: Terms
+    extra_weight: Array
+    limit: float
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -56,6 +75,8 @@ class Lane:
         prefill_s, decode_s: (n, L, K); usable: (n, L, K) allowed and not dominated on that device.
         memory: (L, K) bytes; penalty: (L, K).
         fixed: (2n) embedding and head times; room: (n) bytes for layers.
+        extra: (E, n, L, K) further costs that are summed over the layers (energy); extra_weight: (E) theirs
+            in the objective. bounds: constraints beside memory and penalty, the same ones in every lane.
     """
 
     devices: tuple[int, ...]
@@ -70,6 +91,9 @@ class Lane:
     penalty: Array
     fixed: Array
     room: Array
+    extra: Array
+    extra_weight: Array
+    bounds: tuple[Bound, ...]
 
     @property
     def n(self) -> int:
@@ -139,6 +163,38 @@ def round_terms(
     return Terms(np.ones(2 * n), constant, (slowest_prefill, whole_round, last_round))
 
 
+def ttft_terms(n: int, hops_p: Array, k: int) -> Terms:
+    """Return the seconds until every request has its first token (``cost_models.pipeline``)."""
+    forms = np.concatenate([np.eye(n, 2 * n), np.zeros((1, 2 * n))])
+    longest = float(hops_p.max()) if len(hops_p) else 0.0
+    slowest = Maximum(float(k - 1), forms, np.append(np.zeros(n), longest))
+    return Terms(np.repeat([1.0, 0.0], n), float(hops_p.sum()), (slowest,))
+
+
+def tpot_terms(n: int, hops_d: Array, m: int) -> Terms:
+    """Return the seconds of one decode round (``cost_models.pipeline``)."""
+    whole = np.repeat([0.0, 1.0], n)[None]
+    forms = np.concatenate([whole, m * np.eye(n, 2 * n, n), np.zeros((1, 2 * n))])
+    longest = float(hops_d.max()) if len(hops_d) else 0.0
+    constants = np.concatenate([[float(hops_d.sum())], np.zeros(n), [m * longest]])
+    return Terms(np.zeros(2 * n), 0.0, (Maximum(1.0, forms, constants),))
+
+
+def period_terms(n: int, hops_p: Array, hops_d: Array, k: int, m: int, tokens: int) -> Terms:
+    """Return the seconds between batches in steady state, prefills and decodes of neighbours overlapping.
+
+    A station is busy k P_s + (n - 1) m D_s for every batch, and a request stays sum P + (n - 1) sum D at
+    least: with one batch in flight, its successor cannot come sooner (Little's law).
+    """
+    rounds = float(max(tokens - 1, 0))
+    busy = k * np.eye(n, 2 * n) + rounds * m * np.eye(n, 2 * n, n)
+    whole = np.repeat([1.0, rounds], n)[None]
+    hop_busy = float((k * hops_p + rounds * m * hops_d).max()) if len(hops_p) else 0.0
+    constants = np.concatenate([np.zeros(n), [float(hops_p.sum() + rounds * hops_d.sum()), hop_busy]])
+    forms = np.concatenate([busy, whole, np.zeros((1, 2 * n))])
+    return Terms(np.zeros(2 * n), 0.0, (Maximum(1.0, forms, constants),))
+
+
 def llmpq_terms(n: int, floor_p: Array, floor_d: Array, k: int, m: int, tokens: int) -> Terms:
     """Return F as LLM-PQ (arXiv 2403.01136) publishes it, each stage time at least its transfer."""
     eye, none = np.eye(2 * n), np.zeros((1, 2 * n))
@@ -188,14 +244,22 @@ class LaneFactory:
     def sequences(self) -> list[tuple[int, ...]]:
         """Return device sequences without empty stages, one of each kind of interchangeable ones."""
         problem, n_layers = self.problem, self.problem.memory_bytes.shape[0]
+        n_most = min(n_layers, self.goal.max_devices or n_layers)
         seen: dict[object, tuple[int, ...]] = {}
         for order in problem.orders:
             subsets = range(1, 1 << len(order)) if problem.allow_empty else [(1 << len(order)) - 1]
             for mask in subsets:
                 devices = tuple(device for i, device in enumerate(order) if mask >> i & 1)
-                if len(devices) <= n_layers:
+                if len(devices) <= n_most and self._is_priced(devices):
                     seen.setdefault(self._kind(devices), devices)
         return sorted(seen.values(), key=lambda devices: (-len(devices), devices))
+
+    def _is_priced(self, devices: tuple[int, ...]) -> bool:
+        """Whether the devices' prices are known, where they matter."""
+        if "cost" not in self.goal.quantities or self.quality_only:
+            return True
+        prices = self.problem.price_usd_per_h
+        return prices is not None and all(prices[device] is not None for device in devices)
 
     def _kind(self, devices: tuple[int, ...]) -> object:
         """Return what makes two sequences equal: device types and the transfers between neighbours."""
@@ -224,11 +288,28 @@ class LaneFactory:
         room[-1] -= problem.last_bytes
         if n == 1:
             room[0] += problem.tied_bytes
+        counted = () if self.quality_only else self.goal.quantities
+        joules, joules_fixed = self._energy(devices, p, d) if "energy" in counted else (None, 0.0)
+        extra = np.zeros((0, n, *problem.memory_bytes.shape)) if joules is None else joules[None]
+
+        def quantity(name: Objective) -> tuple[Terms, Array]:
+            terms = self._quantity(name, devices, p, d, joules_fixed)
+            weight = 1.0 / (problem.batch * problem.output_tokens) if name == "energy" else 0.0
+            return terms, np.full(len(extra), weight)
+
+        terms, extra_weight = Terms(np.zeros(2 * n), 0.0, ()), np.zeros(len(extra))
+        bounds: tuple[Bound, ...] = ()
+        if not self.quality_only:
+            terms, extra_weight = quantity(self.goal.objective)
+            bounds = tuple(
+                Bound(name, *quantity(name), limit + SLACK_FRAC * abs(limit))
+                for name, limit in self.goal.bounds.items()
+            )
         return Lane(
             devices=devices,
             prefill_index=p,
             decode_index=d,
-            terms=Terms(np.zeros(2 * n), 0.0, ()) if self.quality_only else self._terms(devices, p, d),
+            terms=terms,
             theta=1.0 if self.quality_only else self.goal.theta_s,
             prefill_s=problem.prefill_s[p, index],
             decode_s=problem.decode_s[d, index],
@@ -237,7 +318,53 @@ class LaneFactory:
             penalty=problem.penalty,
             fixed=fixed,
             room=room,
+            extra=extra,
+            extra_weight=extra_weight,
+            bounds=bounds,
         )
+
+    def _energy(self, devices: tuple[int, ...], p: int, d: int) -> tuple[Array, float]:
+        """Return (n, L, K) dynamic joules of the job, and those of embedding, head and transfers."""
+        problem, energy = self.problem, self.problem.energy
+        if energy is None:
+            raise ValueError("the problem has no energy tables")
+        k = math.ceil(problem.batch / problem.prefill_micro_batches[p])
+        m = math.ceil(problem.batch / problem.decode_micro_batches[d]) * (problem.output_tokens - 1)
+        index, first, last = list(devices), devices[0], devices[-1]
+        fixed = k * (energy.first_prefill_j[p, first] + energy.last_prefill_j[p, last])
+        fixed += m * (energy.first_decode_j[d, first] + energy.last_decode_j[d, last])
+        for a, b in itertools.pairwise(devices):
+            fixed += k * energy.hop_prefill_j[p, a, b] + m * energy.hop_decode_j[d, a, b]
+        return k * energy.prefill_j[p, index] + m * energy.decode_j[d, index], float(fixed)
+
+    def _quantity(
+        self, name: Objective, devices: tuple[int, ...], p: int, d: int, joules_fixed: float
+    ) -> Terms:
+        """Return the part of a quantity that the stage times decide, with its constants."""
+        problem, n = self.problem, len(devices)
+        k = math.ceil(problem.batch / problem.prefill_micro_batches[p])
+        m = math.ceil(problem.batch / problem.decode_micro_batches[d])
+        pairs = list(itertools.pairwise(devices))
+        hops_p = np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs])
+        hops_d = np.array([problem.hop_decode_s[d, a, b] for a, b in pairs])
+        if name == "time":
+            return self._terms(devices, p, d)
+        if name == "ttft":
+            return ttft_terms(n, hops_p, k)
+        if name == "tpot":
+            return tpot_terms(n, hops_d, m)
+        if name == "throughput":
+            return period_terms(n, hops_p, hops_d, k, m, problem.output_tokens)
+        drain = self.goal.formula == "makespan"
+        whole = round_terms(n, hops_p, hops_d, k, m, problem.output_tokens, drain=drain)
+        n_tokens = problem.batch * problem.output_tokens
+        if name == "energy":
+            assert problem.energy is not None
+            static_w = float(problem.energy.static_w[list(devices)].sum())
+            return whole.scaled(static_w / n_tokens, joules_fixed / n_tokens)
+        assert problem.price_usd_per_h is not None
+        usd_per_h = sum(problem.price_usd_per_h[device] or 0.0 for device in devices)
+        return whole.scaled(usd_per_h / 3600 * 1e6 / n_tokens)
 
     def _terms(self, devices: tuple[int, ...], p: int, d: int) -> Terms:
         problem, goal = self.problem, self.goal
@@ -269,6 +396,8 @@ class LaneFactory:
             costs = [problem.memory_bytes]
             if not self.quality_only:
                 costs += [problem.prefill_s[p, device], problem.decode_s[d, device]]
+                if "energy" in self.goal.quantities:
+                    costs.append(self._energy((device,), p, d)[0][0])
             if self.quality_only or self.goal.theta_s > 0 or self.goal.max_penalty is not None:
                 costs.append(problem.penalty)
             self._usable[key] = undominated(np.stack(costs), problem.allowed[device])

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from cost_models.pipeline import pipeline_times
-from dse.partition.problem import Arrangement, Array, Goal, PipelineProblem
+from dse.partition.problem import Arrangement, Array, Formula, Goal, Objective, PipelineProblem
 
 REL_TOL = 1e-9
 
@@ -92,7 +92,76 @@ def penalty_of(problem: PipelineProblem, arrangement: Arrangement) -> float:
 
 
 def objective_s(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -> float:
-    """Return the seconds of the batch job plus ``theta_s`` times the penalty.
+    """Return the goal's objective in its own unit, ``theta_s`` times the penalty included."""
+    value = quantity(problem, goal, arrangement, goal.objective)
+    if goal.theta_s == 0.0:
+        return value
+    return value + goal.theta_s * penalty_of(problem, arrangement)
+
+
+def quantity(problem: PipelineProblem, goal: Goal, arrangement: Arrangement, name: Objective) -> float:
+    """Return what an arrangement costs in one of the quantities of ``Goal``.
+
+    "time": see ``batch_seconds``; "ttft" and "tpot": ``cost_models.pipeline``. "throughput": the busiest
+    station's seconds per batch, k Tp_s + (n - 1) m Td_s, or what one request stays at least, sum Tp + (n - 1)
+    sum Td. "energy": dynamic joules and the static power of the used devices over the whole time, per
+    generated token. "cost": their rent, per million generated tokens.
+
+    Raises:
+        ValueError: the problem has no energy tables or prices.
+    """
+    if name == "time":
+        return batch_seconds(problem, goal.formula, arrangement)
+    use = stage_use(problem, arrangement)
+    k = math.ceil(problem.batch / arrangement.prefill_micro_batch)
+    m = math.ceil(problem.batch / arrangement.decode_micro_batch)
+    rounds = problem.output_tokens - 1
+    times = pipeline_times(
+        use.prefill_s, use.decode_s, use.hop_prefill_s, use.hop_decode_s, k, m, problem.output_tokens
+    )
+    if name == "ttft":
+        return times.ttft_s
+    if name == "tpot":
+        return times.tpot_s
+    if name == "throughput":
+        prefill = np.concatenate([use.prefill_s, use.hop_prefill_s])
+        decode = np.concatenate([use.decode_s, use.hop_decode_s])
+        busiest = (k * prefill + rounds * m * decode).max()
+        return float(max(busiest, prefill.sum() + rounds * decode.sum()))
+    seconds = batch_seconds(problem, "round" if goal.formula == "llmpq" else goal.formula, arrangement)
+    n_tokens = problem.batch * problem.output_tokens
+    if name == "energy":
+        if problem.energy is None:
+            raise ValueError("the problem has no energy tables")
+        static_w = float(problem.energy.static_w[list(use.devices)].sum())
+        return (_dynamic_j(problem, arrangement, k, m * rounds) + static_w * seconds) / n_tokens
+    prices = [None if problem.price_usd_per_h is None else problem.price_usd_per_h[d] for d in use.devices]
+    known = [price for price in prices if price is not None]
+    if len(known) < len(prices):
+        raise ValueError("the problem lacks the price of a device")
+    return sum(known) / 3600 * seconds / n_tokens * 1e6
+
+
+def _dynamic_j(problem: PipelineProblem, arrangement: Arrangement, k: int, rounds: int) -> float:
+    """Return the joules of k prefill micro-batches and of so many decode rounds of one micro-batch."""
+    energy = problem.energy
+    assert energy is not None
+    p = problem.prefill_micro_batches.index(arrangement.prefill_micro_batch)
+    d = problem.decode_micro_batches.index(arrangement.decode_micro_batch)
+    first, last = arrangement.stages[0][0], arrangement.stages[-1][0]
+    total = k * (energy.first_prefill_j[p, first] + energy.last_prefill_j[p, last])
+    total += rounds * (energy.first_decode_j[d, first] + energy.last_decode_j[d, last])
+    for device, begin, end in arrangement.stages:
+        layers, ks = np.arange(begin, end), list(arrangement.choices[begin:end])
+        total += k * energy.prefill_j[p, device, layers, ks].sum()
+        total += rounds * energy.decode_j[d, device, layers, ks].sum()
+    for (a, _, _), (b, _, _) in pairwise(arrangement.stages):
+        total += k * energy.hop_prefill_j[p, a, b] + rounds * energy.hop_decode_j[d, a, b]
+    return float(total)
+
+
+def batch_seconds(problem: PipelineProblem, formula: Formula, arrangement: Arrangement) -> float:
+    """Return the seconds of the batch job.
 
     "round": ``cost_models.pipeline``. "makespan": the last of the n - 1 rounds takes the sum of the stations
     plus (m - 1) times the slowest instead, which is when the last micro-batch leaves the last stage. "llmpq"
@@ -102,33 +171,29 @@ def objective_s(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) 
     use = stage_use(problem, arrangement)
     n_prefill = math.ceil(problem.batch / arrangement.prefill_micro_batch)
     n_decode = math.ceil(problem.batch / arrangement.decode_micro_batch)
-    if goal.formula != "llmpq":
-        times = pipeline_times(
-            use.prefill_s,
-            use.decode_s,
-            use.hop_prefill_s,
-            use.hop_decode_s,
-            n_prefill,
-            n_decode,
-            problem.output_tokens,
-        )
-        seconds = times.total_s
-        if goal.formula == "makespan" and problem.output_tokens > 1:
-            stations = np.concatenate([use.decode_s, use.hop_decode_s])
-            last_round_s = float(stations.sum() + (n_decode - 1) * stations.max())
-            seconds += last_round_s - times.tpot_s
-    else:
+    if formula == "llmpq":
         floor_p, floor_d = ring_floor_s(problem, arrangement)
         prefill, decode = np.maximum(use.prefill_s, floor_p), np.maximum(use.decode_s, floor_d)
-        seconds = float(
+        return float(
             prefill.sum()
             + (n_prefill - 1) * prefill.max()
             + decode.sum()
             + (n_decode - 1) * (problem.output_tokens - 1) * decode.max()
         )
-    if goal.theta_s == 0.0:
-        return seconds
-    return seconds + goal.theta_s * penalty_of(problem, arrangement)
+    times = pipeline_times(
+        use.prefill_s,
+        use.decode_s,
+        use.hop_prefill_s,
+        use.hop_decode_s,
+        n_prefill,
+        n_decode,
+        problem.output_tokens,
+    )
+    if formula == "round" or problem.output_tokens == 1:
+        return times.total_s
+    stations = np.concatenate([use.decode_s, use.hop_decode_s])
+    last_round_s = float(stations.sum() + (n_decode - 1) * stations.max())
+    return times.total_s + last_round_s - times.tpot_s
 
 
 def violations(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -> list[str]:
@@ -157,6 +222,12 @@ def violations(problem: PipelineProblem, goal: Goal, arrangement: Arrangement) -
         penalty = penalty_of(problem, arrangement)
         if penalty > goal.max_penalty + REL_TOL * abs(goal.max_penalty):
             broken.append(f"penalty {penalty:.6g} is above {goal.max_penalty:.6g}")
+    if goal.max_devices is not None and len(use.devices) > goal.max_devices:
+        broken.append(f"{len(use.devices)} devices are more than {goal.max_devices}")
+    for name, bound in goal.bounds.items():
+        value = quantity(problem, goal, arrangement, name)
+        if value > bound + REL_TOL * abs(bound):
+            broken.append(f"{name} {value:.6g} is above {bound:.6g}")
     return broken
 
 

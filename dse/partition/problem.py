@@ -15,6 +15,29 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Status = Literal["optimal", "feasible", "infeasible"]
 Formula = Literal["round", "makespan", "llmpq"]
+Objective = Literal["time", "ttft", "tpot", "throughput", "energy", "cost"]
+
+
+@dataclass(frozen=True)
+class EnergyTables:
+    """Joules, in the shapes of the times they belong to, and what devices draw and cost all the time.
+
+    Attributes:
+        prefill_j (P, N, L, K), decode_j (D, N, L, K): dynamic energy of one layer, one micro-batch or round.
+        first_prefill_j (P, N), first_decode_j (D, N), last_prefill_j, last_decode_j: of embedding and head.
+        hop_prefill_j (P, N, N), hop_decode_j (D, N, N): of transfers.
+        static_w: (N) power that a device of the plan draws over the whole job, 0 where it is unknown.
+    """
+
+    prefill_j: Array
+    decode_j: Array
+    first_prefill_j: Array
+    first_decode_j: Array
+    last_prefill_j: Array
+    last_decode_j: Array
+    hop_prefill_j: Array
+    hop_decode_j: Array
+    static_w: Array
 
 
 @dataclass(frozen=True)
@@ -36,7 +59,8 @@ class PipelineProblem:
         first_prefill_s (P, N), first_decode_s (D, N), last_prefill_s, last_decode_s: extra time there.
         hop_prefill_s (P, N, N), hop_decode_s (D, N, N): transfer between the stages' devices.
         penalty: (L, K) quality loss, additive.
-        energy_j: (N, L, K) dynamic energy of the whole job, or None.
+        energy: joules, None where no energy is asked for.
+        price_usd_per_h: (N) rent, None for a device whose price is unknown; None where none is asked for.
         batch, output_tokens: the job.
         activation_bytes: (P, D) live activations of every stage, which grow with the micro-batches and come
             off ``capacity_bytes``; None where the capacity already excludes them.
@@ -64,25 +88,58 @@ class PipelineProblem:
     penalty: Array
     batch: int
     output_tokens: int
-    energy_j: Array | None = None
+    energy: EnergyTables | None = None
+    price_usd_per_h: tuple[float | None, ...] | None = None
     allow_empty: bool = True
     activation_bytes: Array | None = None
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What to minimise: seconds of the batch job plus ``theta_s`` seconds per unit of penalty.
+    """What to minimise and what to keep within bounds; None is no bound.
 
     Attributes:
         formula: "round" (corrected decode round, hops additive), "makespan" (the same, plus the drain of the
             last round, as an event simulation counts it) or "llmpq" (as published, for replays).
-        theta_s: weight of the penalty in the objective.
-        max_penalty: upper bound on the summed penalty, None for no bound.
+        theta_s: weight of the penalty in the objective, in the objective's unit.
+        max_penalty: upper bound on the summed penalty.
+        objective: "time" (seconds of the batch job by the formula), "ttft" (s, all prefills), "tpot" (s, one
+            decode round), "throughput" (s between batches in steady state), "energy" (J per generated token)
+            or "cost" (USD per million generated tokens).
+        max_time_s, max_ttft_s, max_tpot_s, max_period_s, max_energy_j_per_token, max_cost_usd_per_mtok:
+            bounds on the same quantities.
+        max_devices: how many devices a plan may use.
     """
 
     formula: Formula = "round"
     theta_s: float = 0.0
     max_penalty: float | None = None
+    objective: Objective = "time"
+    max_time_s: float | None = None
+    max_ttft_s: float | None = None
+    max_tpot_s: float | None = None
+    max_period_s: float | None = None
+    max_energy_j_per_token: float | None = None
+    max_cost_usd_per_mtok: float | None = None
+    max_devices: int | None = None
+
+    @property
+    def bounds(self) -> dict[Objective, float]:
+        """Bounds that are set, beside the penalty and the number of devices."""
+        found: dict[Objective, float | None] = {
+            "time": self.max_time_s,
+            "ttft": self.max_ttft_s,
+            "tpot": self.max_tpot_s,
+            "throughput": self.max_period_s,
+            "energy": self.max_energy_j_per_token,
+            "cost": self.max_cost_usd_per_mtok,
+        }
+        return {name: bound for name, bound in found.items() if bound is not None}
+
+    @property
+    def quantities(self) -> frozenset[Objective]:
+        """Everything that the objective and the bounds need."""
+        return frozenset((self.objective, *self.bounds))
 
 
 @dataclass(frozen=True)
@@ -100,7 +157,7 @@ class Solution:
     """An answer with its proof.
 
     Attributes:
-        value: objective of the arrangement under the goal (seconds); bound: proven lower bound.
+        value: objective of the arrangement under the goal (in its unit); bound: proven lower bound.
         gap_frac: (value - bound) / value; status "optimal" only when the gap is closed.
         binding: a sentence on what limits the value, e.g. "memory of t4/0".
     """

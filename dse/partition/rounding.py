@@ -17,7 +17,8 @@ MAX_MOVES = 200
 class CutEvaluator:
     """Evaluates assignments of one cut in bulk.
 
-    ``totals`` of an assignment are (2n) stage times, (n) stage memories and the penalty, additive in layers.
+    ``totals`` of an assignment are (2n) stage times, (n) stage memories, the penalty and the (E) extra costs,
+    all additive in layers.
     """
 
     def __init__(self, lane: Lane, cut: NDArray[np.int64], max_penalty: float | None) -> None:
@@ -25,27 +26,32 @@ class CutEvaluator:
         self.max_penalty = max_penalty
         self.stage = stage_of_layers(cut)
         n, n_layers, n_choices = lane.n, *lane.memory.shape
-        self.cost = np.zeros((n_layers, n_choices, 3 * n + 1))
+        self.cost = np.zeros((n_layers, n_choices, 3 * n + 1 + len(lane.extra)))
         layers = np.arange(n_layers)
         self.cost[layers, :, self.stage] = lane.prefill_s[self.stage, layers]
         self.cost[layers, :, n + self.stage] = lane.decode_s[self.stage, layers]
         self.cost[layers, :, 2 * n + self.stage] = lane.memory
         self.cost[:, :, 3 * n] = lane.penalty
+        self.cost[:, :, 3 * n + 1 :] = np.moveaxis(lane.extra[:, self.stage, layers], 0, -1)
 
     def totals(self, choices: NDArray[np.int64]) -> Array:
-        """(..., 3n + 1) totals of assignments (..., L)."""
+        """(..., 3n + 1 + E) totals of assignments (..., L)."""
         return self.cost[np.arange(len(self.stage)), choices].sum(axis=-2)
 
     def score(self, totals: Array) -> tuple[Array, Array]:
-        """Return (violation, value) of totals (..., 3n + 1); violation is relative and 0 where feasible."""
+        """Return (violation, value) of totals (..., 3n + 1 + E); violation is relative, 0 if feasible."""
         n = self.lane.n
-        value = self.lane.terms.value(totals[..., : 2 * n] + self.lane.fixed)
-        value = value + self.lane.theta * totals[..., 3 * n]
+        x, extra = totals[..., : 2 * n] + self.lane.fixed, totals[..., 3 * n + 1 :]
+        value = self.lane.terms.value(x)
+        value = value + self.lane.theta * totals[..., 3 * n] + extra @ self.lane.extra_weight
         over = np.maximum(totals[..., 2 * n : 3 * n] - self.lane.room, 0.0)
         violation = (over / np.maximum(np.abs(self.lane.room), 1.0)).sum(axis=-1)
         if self.max_penalty is not None:
             excess = np.maximum(totals[..., 3 * n] - self.max_penalty, 0.0)
             violation = violation + excess / max(abs(self.max_penalty), 1e-300)
+        for bound in self.lane.bounds:
+            excess = np.maximum(bound.terms.value(x) + extra @ bound.extra_weight - bound.limit, 0.0)
+            violation = violation + excess / (abs(bound.limit) or 1.0)
         return violation, value
 
 
@@ -66,7 +72,7 @@ def round_relaxed(
     violation, value = evaluator.score(totals)
     if violation > 0:
         return None
-    return Found(best, float(value), float(totals[-1]))
+    return Found(best, float(value), float(totals[3 * lane.n]))
 
 
 def _combinations(relaxed: Relaxed, n_layers: int) -> NDArray[np.int64]:

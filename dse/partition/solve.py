@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from dse.partition.branch import BranchAndBound, Incumbent, Limits, Memory, Outcome, QualityFilter
+from dse.partition.branch import BranchAndBound, Incumbent, Limits, Outcome
 from dse.partition.explain import binding_sentence, missing_sentence
 from dse.partition.lanes import Lane, LaneFactory
+from dse.partition.memory import Memory, QualityFilter
 from dse.partition.objective import REL_TOL, objective_s, penalty_of, violations
 from dse.partition.problem import Arrangement, Goal, PipelineProblem, Solution
 

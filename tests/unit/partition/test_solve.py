@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dse.partition.branch import Limits
-from dse.partition.cuts import count_cuts, cuts_in_box, lowest_bound_in_box, split_box
+from dse.partition.cuts import best_cut_in_box, count_cuts, cuts_in_box, lowest_bound_in_box, split_box_at
 from dse.partition.front import latency_quality_front
 from dse.partition.lanes import LaneFactory
 from dse.partition.objective import violations
@@ -60,7 +60,20 @@ def test_boxes_hold_all_cuts() -> None:
     cuts = cuts_in_box(lo, hi)
     assert len(cuts) == count_cuts(lo, hi) == 8 * 7 // 2
     assert (np.diff(cuts) > 0).all()
-    assert sum(count_cuts(*half) for half in split_box(lo, hi)) == len(cuts)
+    assert sum(count_cuts(*half) for half in split_box_at(lo, hi, 2, 4)) == len(cuts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cheapest_cut_of_a_box(seed: int) -> None:
+    """Oracle: all cuts of the box."""
+    rng = np.random.default_rng(seed)
+    prefix = np.concatenate([np.zeros((4, 1)), rng.random((4, 11)).cumsum(axis=1)], axis=1)
+    lo, hi = np.array([0, 1, 3, 4, 11]), np.array([0, 6, 7, 10, 11])
+    cut = best_cut_in_box(prefix, lo, hi)
+    assert cut is not None
+    values = cut_bounds(prefix, 0.5, cuts_in_box(lo, hi))
+    assert cut_bounds(prefix, 0.5, cut[None])[0] == pytest.approx(values.min())
+    assert lowest_bound_in_box(prefix, 0.5, lo, hi) == pytest.approx(values.min())
 
 
 def test_large_boxes_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
