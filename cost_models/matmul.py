@@ -32,7 +32,8 @@ def matmul_times(
 
     flop_s counts whole tiles (``padded_elements``), byte_s weights and activations at efficiencies of their
     own, depth_s is latency along the contraction; a kernel that quantizes its activations first pays for
-    their traffic once more. Terms without constants in the profile are left out.
+    their traffic once more. Terms without constants in the profile are left out. A product that shares a
+    launch with others (q/k/v) has a part of one, of its latency and of the quantization of their input.
     """
     times = _tiled_times(work, spec, profile, rate, bandwidth)
     time_s = times.time_s
@@ -43,7 +44,8 @@ def matmul_times(
     if profile.dense_fallback:
         time_s = np.minimum(time_s, _expanded_s(work, spec, rate, bandwidth))
     if profile.quantize_eff_frac is not None:
-        time_s = time_s + work.quantize_bytes / (bandwidth * profile.quantize_eff_frac)
+        quantize_s = work.quantize_bytes / (bandwidth * profile.quantize_eff_frac)
+        time_s = time_s + work.n_launches * quantize_s
     return KernelTimes(time_s, times.compute_time_s, times.memory_time_s)
 
 
@@ -54,7 +56,8 @@ def _tiled_times(
     memory_s = traffic_s(work, profile, bandwidth)
     busy_s = smooth_max(compute_s, memory_s, profile.exponent)
     if profile.depth is not None and work.shape is not None:
-        busy_s = smooth_max(busy_s, depth_s(work.shape[1], profile.depth), profile.depth.exponent)
+        latency_s = work.n_launches * depth_s(work.shape[1], profile.depth)
+        busy_s = smooth_max(busy_s, latency_s, profile.depth.exponent)
     return KernelTimes(busy_s + profile.floor_s * work.n_launches, compute_s, memory_s)
 
 

@@ -288,3 +288,5 @@ class RuntimeDocument(Closed):
     kv_formats: tuple[str, ...] | None = None
     kv_is_global: bool = False
     mixed_within_layer: bool = True
+    fuses_ties: bool = False
+    step_overhead: Leaf | None = None

@@ -165,6 +165,9 @@ def parse_runtime(content: object, file: str) -> RuntimeProfile:
         kv_formats=document.kv_formats,
         kv_is_global=document.kv_is_global,
         mixed_within_layer=document.mixed_within_layer,
+        fuses_ties=document.fuses_ties,
+        step_overhead_s=Reader(file, {}).maybe(document.step_overhead, "step_overhead", "second", zero=True)
+        or 0.0,
         source=document.source,
         content_hash=_hash(content, file),
     )

@@ -421,6 +421,8 @@ class RuntimeProfile:
             ("int4_g*"); None allows all.
         kv_is_global: whether the KV cache has one precision for all layers.
         mixed_within_layer: whether units of one layer may differ.
+        fuses_ties: whether tied linears (q/k/v, gate/up) run as one kernel.
+        step_overhead_s: host time of one pass of a micro-batch (scheduling, sampling), on top of the kernels.
     """
 
     name: str
@@ -431,6 +433,8 @@ class RuntimeProfile:
     kv_formats: tuple[str, ...] | None = None
     kv_is_global: bool = False
     mixed_within_layer: bool = True
+    fuses_ties: bool = False
+    step_overhead_s: float = 0.0
     source: str = ""
     content_hash: str = ""
 

@@ -68,7 +68,13 @@ def prepare(study: Study, progress: Callable[[str], None], *, weights: bool = Tr
     units = units_of(graph, study.granularity, runtime.ties)
     progress("pricing every operator on every device")
     table = build_cost_table(
-        graph, units, precisions, cluster.specs, study.workload, divisors(study.workload.batch)
+        graph,
+        units,
+        precisions,
+        cluster.specs,
+        study.workload,
+        divisors(study.workload.batch),
+        runtime=runtime,
     )
     return Prepared(source, graph, cluster, runtime, units, precisions, table, dropped)
 

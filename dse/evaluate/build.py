@@ -28,7 +28,7 @@ from dse.formats.precision import Precision
 from dse.graph.operator import Attention, OperatorGraph
 from dse.graph.units import Unit
 from dse.graph.workload import Workload
-from hardware_specs.spec import HardwareSpec
+from hardware_specs.spec import HardwareSpec, RuntimeProfile
 
 
 def build_cost_table(
@@ -39,6 +39,7 @@ def build_cost_table(
     workload: Workload,
     micro_batches: Sequence[int],
     groups: Sequence[TensorGroup] = (),
+    runtime: RuntimeProfile | None = None,
 ) -> CostTable:
     """Price every choice and return the dense table.
 
@@ -50,6 +51,8 @@ def build_cost_table(
         workload: prompt and output lengths. Its batch does not matter here.
         micro_batches: sizes to price, in sequences.
         groups: devices that share layers by tensor parallelism, further entries of the device axis.
+        runtime: its fused linears share launches, and its host time is added to every pass of a micro-batch,
+            with the embedding. None prices every operator as a launch and no host time.
 
     Raises:
         ConfigError: a linear belongs to no unit or to two, a list is empty, or a micro-batch is below 1.
@@ -59,7 +62,9 @@ def build_cost_table(
     sizes = Sizes(
         float(workload.prompt_tokens), np.asarray(micro_batches, dtype=np.float64), decode_contexts(workload)
     )
-    prepared = prepare(graph, units, precisions, sizes)
+    fused = runtime.ties if runtime is not None and runtime.fuses_ties else ()
+    overhead_s = 0.0 if runtime is None else runtime.step_overhead_s
+    prepared = prepare(graph, units, precisions, sizes, fused)
     stack = prepared.stack
     devices = [price_device(spec, graph, prepared, precisions, sizes) for spec in specs.values()]
     devices += [price_device(group.spec, graph, prepared, precisions, sizes, group) for group in groups]
@@ -90,7 +95,7 @@ def build_cost_table(
         unit_energy_j=unit[1],
         layer_time_s=layer[0],
         layer_energy_j=layer[1],
-        first_time_s=first[0],
+        first_time_s=first[0] + overhead_s,
         first_energy_j=first[1],
         last_time_s=last[0],
         last_energy_j=last[1],

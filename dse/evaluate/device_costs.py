@@ -52,7 +52,8 @@ class Prepared:
 
     ``rows`` (P, M, O) tokens of each linear; ``stored`` (O, Q) weight bytes; ``row_bytes`` (O, Q) one row of
     activations; ``used`` (P, M, O) the share of its matrices that a linear reads, 1 without experts, and
-    ``matrices`` (O,) how many there are; ``elementwise`` the (P, M, E) work of element-wise operators.
+    ``matrices`` (O,) how many there are; ``launches`` (O,) kernel launches;
+    ``elementwise`` the (P, M, E) work of element-wise operators.
     """
 
     stack: OpStack
@@ -61,13 +62,18 @@ class Prepared:
     row_bytes: Array
     used: Array
     matrices: Array
+    launches: Array
     elementwise: Work | None
 
 
 def prepare(
-    graph: OperatorGraph, units: Sequence[Unit], precisions: Sequence[Precision], sizes: Sizes
+    graph: OperatorGraph,
+    units: Sequence[Unit],
+    precisions: Sequence[Precision],
+    sizes: Sizes,
+    fused: Sequence[tuple[str, ...]] = (),
 ) -> Prepared:
-    """Evaluate all sizes, which no device changes.
+    """Evaluate all sizes, which no device changes; ``fused`` are roles of linears that share a launch.
 
     Raises:
         ConfigError: a linear belongs to no unit or to two.
@@ -100,8 +106,20 @@ def prepare(
         np.asarray(row_bytes, dtype=np.float64).reshape(n_linears, n_precisions),
         np.moveaxis(np.asarray(used, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
         np.asarray(matrices, dtype=np.float64),
+        fused_launches(graph, fused),
         elementwise,
     )
+
+
+def fused_launches(graph: OperatorGraph, fused: Sequence[tuple[str, ...]]) -> Array:
+    """Return (O,) the part of a kernel launch of each stacked linear: 1 / n for n that run as one."""
+    group_of = {role: index for index, roles in enumerate(fused) for role in roles}
+    parts: list[float] = []
+    for block in graph.blocks:
+        names = [op.name for op in block.ops if op.kind == "linear"]
+        keys = [(name.rpartition(".")[0], str(group_of.get(name.rpartition(".")[2], name))) for name in names]
+        parts += [1.0 / keys.count(key) for key in keys]
+    return np.array(parts)
 
 
 def _stack_works(works: list[list[Work]]) -> Work | None:
@@ -242,6 +260,7 @@ def _linear_costs(
             prepared.stored[:, members] * (used / pricer.n_devices),
             prepared.row_bytes[:, members] * (of_inputs * matrices),
         )
+        work = replace(work, n_launches=prepared.launches[:, None])
         costs[..., members] = pricer(work, (*prepared.rows.shape, len(members)))
     return costs
 

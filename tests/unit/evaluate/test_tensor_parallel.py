@@ -17,6 +17,7 @@ from dse.graph.operator import Attention
 from dse.graph.units import units_of
 from dse.graph.workload import Workload
 from dse.plan import Assignment, Plan, Stage
+from hardware_specs.spec import RuntimeProfile
 from tests.factories import make_cluster, make_graph, make_spec
 
 GRAPH = make_graph(n_layers=2)
@@ -89,3 +90,23 @@ def test_errors():
     three = replace(plan, stages=(Stage(("n_toy/0", "n_toy/1", "n_toy/2"), (0, 2), 3),))
     with pytest.raises(ConfigError, match="'toy x3' is not priced"):
         predict(three, table, CLUSTER, WORKLOAD)
+
+
+def test_a_runtime_fuses_and_adds_host_time():
+    """q, k and v share one floor, gate and up another: 7 launches of a layer become 4."""
+    spec = make_spec(floor_s=1e-3, exponent=20.0, device_class="npu")
+    runtime = RuntimeProfile(
+        "fusing",
+        "made up",
+        ties=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
+        fuses_ties=True,
+        step_overhead_s=5e-3,
+    )
+    plain, fused = (
+        build_cost_table(GRAPH, UNITS, (BF16,), {"toy": spec}, WORKLOAD, (4,), runtime=entry)
+        for entry in (None, runtime)
+    )
+    saved = plain.unit_time_s[..., 0] - fused.unit_time_s[..., 0]
+    np.testing.assert_allclose(saved, 3e-3, rtol=1e-9)
+    np.testing.assert_allclose(fused.first_time_s - plain.first_time_s, 5e-3, rtol=1e-9)
+    np.testing.assert_array_equal(fused.unit_energy_j >= 0, True)
