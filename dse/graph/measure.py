@@ -94,6 +94,8 @@ def _traffic_in(
         producer = None if base.producer is None else owner.get(base.producer)
         if producer is None and base.producer is None:
             continue  # a constant, such as a frequency table
+        if producer == position:
+            continue  # it passed through the cache only
         out.read_elements += count
         out.edges[producer] = out.edges.get(producer, 0) + count
     out.input_shapes = tuple(_seen_from(values, index, group).shape for index in chosen)

@@ -14,6 +14,7 @@ from dse.graph.operator import Block, Op, OperatorGraph
 if TYPE_CHECKING:
     import networkx as nx
 
+SIZES = ("flop", "vector_flop", "read_elements", "write_elements", "kv_read_elements", "state_elements")
 LETTERS = ("batch", "query", "context")
 
 
@@ -34,9 +35,10 @@ def extent_text(extent: Extent) -> str:
 def to_networkx(graph: OperatorGraph) -> nx.DiGraph:
     """Return one node per operator and layer, named by its full module path, with edges that carry elements.
 
-    Node attributes: ``kind``, ``parameters``, ``block`` ("prologue", the block's prefix, or "epilogue"),
-    ``flop`` and ``vector_flop`` as text, and inside the blocks ``layer``. Edge attribute: ``elements`` as
-    text. What leaves a block enters the next one.
+    Node attributes: ``kind``, ``parameters``, ``block`` ("prologue", the block's prefix, or "epilogue"), the
+    sizes of an ``Op`` as text, inside the blocks ``layer``, and where they apply ``rows``, ``columns``,
+    ``n_experts``, ``top_k``, ``n_heads``, ``n_kv_heads``, ``window`` and ``tied_to``. Edge attribute:
+    ``elements`` as text. What leaves a block enters the next one.
     """
     import networkx as nx
 
@@ -65,10 +67,17 @@ def _attributes(op: Op, label: str, layer: int | None) -> dict[str, Any]:
         "kind": op.kind,
         "parameters": op.parameters,
         "block": label,
-        "flop": extent_text(op.flop),
-        "vector_flop": extent_text(op.vector_flop),
+        **{name: extent_text(getattr(op, name)) for name in SIZES},
     }
-    return attributes if layer is None else {**attributes, "layer": layer}
+    known: dict[str, Any] = {"layer": layer, "tied_to": op.tied_to}
+    if op.weight_shape is not None:
+        known |= {"rows": op.weight_shape[0], "columns": op.weight_shape[1]}
+    if op.experts is not None:
+        known |= {"n_experts": op.experts.n_experts, "top_k": op.experts.top_k}
+    if op.attention is not None:
+        geometry = op.attention
+        known |= {"n_heads": geometry.n_heads, "n_kv_heads": geometry.n_kv_heads, "window": geometry.window}
+    return attributes | {name: value for name, value in known.items() if value is not None}
 
 
 def write_graphml(graph: OperatorGraph, path: Path) -> None:

@@ -146,6 +146,12 @@ def test_the_view_has_every_operator_of_every_layer(llama_graph: OperatorGraph) 
         "layer": 1,
         "flop": "4608*batch*query",
         "vector_flop": "0",
+        "read_elements": "48*batch*query",
+        "write_elements": "48*batch*query",
+        "kv_read_elements": "0",
+        "state_elements": "0",
+        "rows": 48,
+        "columns": 48,
     }
 
 
