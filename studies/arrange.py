@@ -17,7 +17,7 @@ from dse.partition.branch import Limits
 from dse.partition.from_table import TableProblem, problem_from_table
 from dse.partition.front import latency_quality_front
 from dse.partition.problem import Goal, Solution
-from dse.partition.solve import Planner
+from dse.partition.solve import Planner, with_ties_broken
 from dse.plan import Assignment, Plan
 from dse.search.knapsack import allocate
 from dse.sensitivity.table import SensitivityTable
@@ -92,19 +92,24 @@ class Arranger:
             if not precision.weights.is_float
         ]
 
-    def why_infeasible(self, max_penalty: float | None = None) -> str:
+    def why_infeasible(self, max_penalty: float | None = None, goal: Goal | None = None) -> str:
         """Return why nothing fits, and the smallest relaxation that the planner knows."""
-        problem = self._problem(self.searched).problem
-        solution = Planner(problem, Goal()).solve(max_penalty)
+        goal = goal or Goal()
+        problem = self._problem(self.searched, with_energy="energy" in goal.quantities).problem
+        solution = Planner(problem, goal).solve(max_penalty)
         return f"{self.study.model} does not fit {self.study.cluster}: {solution.binding}"
 
-    def fastest(self, max_penalty: float | None, theta_s: float, time_limit_s: float) -> Candidate | None:
-        """Return the fastest plan within a penalty bound, None where there is none."""
+    def fastest(
+        self, max_penalty: float | None, theta_s: float, time_limit_s: float, goal: Goal | None = None
+    ) -> Candidate | None:
+        """Return the best plan by a goal (default: the fastest) within a penalty bound, None for none."""
         found: list[Candidate] = []
+        goal = replace(goal or Goal(), theta_s=theta_s)
         for usable in self._kv_groups(self.searched):
-            problem = self._problem(usable)
-            planner = Planner(problem.problem, Goal(theta_s=theta_s), Limits(time_s=time_limit_s))
-            candidate = self._candidate(problem, planner.solve(max_penalty), "plan", "exact")
+            problem = self._problem(usable, with_energy="energy" in goal.quantities)
+            planner = Planner(problem.problem, goal, Limits(time_s=time_limit_s))
+            solution = with_ties_broken(planner, planner.solve(max_penalty), max_penalty)
+            candidate = self._candidate(problem, solution, "plan", "exact")
             if candidate is not None:
                 found.append(candidate)
         return min(found, key=lambda c: c.solution.value or 0.0, default=None)
@@ -199,7 +204,7 @@ class Arranger:
         groups = [usable & (np.array(formats) == name)[None, :] for name in dict.fromkeys(formats)]
         return [group for group in groups if group.any(axis=1).all()]
 
-    def _problem(self, usable: NDArray[np.bool_]) -> TableProblem:
+    def _problem(self, usable: NDArray[np.bool_], *, with_energy: bool = False) -> TableProblem:
         return problem_from_table(
             self.prepared.table,
             self.sensitivity,
@@ -207,6 +212,7 @@ class Arranger:
             self.study.workload,
             usable=usable,
             mixed_within_layer=self.prepared.runtime.mixed_within_layer,
+            with_energy=with_energy,
         )
 
     def _candidate(

@@ -45,7 +45,6 @@ class SearchSpec:
     trials: int = 60
     front_points: int = 10
     finalists: int = 8
-    solver_time_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,6 @@ class _SearchFile(Closed):
     trials: int = Field(default=60, ge=0)
     front_points: int = Field(default=10, ge=2)
     finalists: int = Field(default=8, ge=1)
-    solver_time_s: float = Field(default=10.0, gt=0)
 
 
 class _StudyFile(Closed):
