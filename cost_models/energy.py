@@ -67,6 +67,14 @@ def dynamic_energy_j(work: Work, spec: HardwareSpec, time_s: Floats) -> Floats:
     return np.minimum(energy_j, headroom_w * time_s)
 
 
+JOULES_PER_KWH = 3.6e6
+
+
+def co2e_g(energy_j: Floats, intensity_g_per_kwh: float) -> Floats:
+    """Return grams of CO2 equivalent of an energy at a grid's intensity in g/kWh."""
+    return energy_j / JOULES_PER_KWH * intensity_g_per_kwh
+
+
 def link_energy_j(moved_bytes: Floats, link: Link) -> Floats:
     """Return the energy of a transfer in joules, 0 where the link's energy is unknown."""
     return moved_bytes * (BITS_PER_BYTE * (link.energy_j_per_bit or 0.0))

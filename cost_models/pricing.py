@@ -78,6 +78,7 @@ def price(work: Work, spec: HardwareSpec) -> OpCost:
         compute_time_s=times.compute_time_s,
         memory_time_s=times.memory_time_s,
         provenance=profile.provenance,
+        interval=profile.interval,
     )
 
 

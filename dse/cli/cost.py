@@ -26,6 +26,7 @@ def cost(
     batch: int = options.BATCH,
     prompt: int = options.PROMPT,
     output: int = options.OUTPUT,
+    grid: float | None = typer.Option(None, "--grid", min=0, help="Grams of CO2e per kWh of the local grid."),
     as_json: bool = options.JSON,
 ) -> None:
     """Price a model on a device."""
@@ -39,11 +40,11 @@ def cost(
     uniform = options.precision_of(weights, activations, kv)
     graph = load_graph(resolve_model(model))
     if plan is None:
-        document = cost_document(graph, spec, uniform, workload)
+        document = cost_document(graph, spec, uniform, workload, grid_g_per_kwh=grid)
     else:
         parsed = options.read_plan(plan)
         units = options.units_of_plan(parsed, graph)
-        document = cost_document(graph, spec, parsed.assignment.by_unit, workload, units)
+        document = cost_document(graph, spec, parsed.assignment.by_unit, workload, units, grid)
     if as_json:
         emit_json(document)
     else:
@@ -55,6 +56,12 @@ def _show(document: dict[str, Any], title: str) -> None:
         f"{title}: TTFT {si(document['ttft_s'], 's')}, TPOT {si(document['tpot_s'], 's')}, "
         f"{si(document['energy_j_per_token'], 'J')} a token ({document['provenance']})"
     )
+    spans = [document[phase]["interval_s"] for phase in ("prefill", "decode")]
+    likely = " and ".join(f"{si(low, 's')} to {si(high, 's')}" for low, high in spans)
+    grams = document["co2e_g_per_request"]
+    carbon = "" if grams is None else f", {si(grams, 'g')} CO2e"
+    request = si(document["energy_j_per_request"], "J")
+    typer.echo(f"80 % of such kernels would give {likely}; {request} a request{carbon}")
     memory = document["memory_bytes"]
     parts = ", ".join(f"{name} {si(memory[name], 'B')}" for name in memory if name != "total")
     verdict = "fits" if document["fits"] else "does NOT fit"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cost_models.energy import energy_gaps
+from cost_models.energy import co2e_g, energy_gaps
 from cost_models.memory import MemoryUse, kv_cache_bytes
 from cost_models.pricing import bound_by, join_provenance, price
 from cost_models.work import OpCost, Provenance, Work
@@ -50,6 +50,8 @@ class OpRow:
     read_bytes: float
     write_bytes: float
     provenance: Provenance
+    low_s: float
+    high_s: float
 
     @property
     def bound_by(self) -> str:
@@ -62,6 +64,7 @@ class OpRow:
             "name": self.name,
             "phase": self.phase,
             "time_s": self.time_s,
+            "interval_s": [self.low_s, self.high_s],
             "energy_j": self.energy_j,
             "bound_by": self.bound_by,
             "flop": self.flop,
@@ -76,6 +79,7 @@ def cost_document(
     precision: Precision | Mapping[str, Precision],
     workload: Workload,
     units: tuple[Unit, ...] = (),
+    grid_g_per_kwh: float | None = None,
 ) -> dict[str, Any]:
     """Return what ``dse cost --json`` prints: one device, the whole batch as one micro-batch.
 
@@ -85,6 +89,7 @@ def cost_document(
         precision: of all units, or of each by name (then ``units`` says what they hold).
         workload: batch, prompt and output lengths; a decode step is the mean over the growing context.
         units: the units of a mixed assignment.
+        grid_g_per_kwh: grams of CO2 equivalent per kWh of the local grid, for grams per request.
 
     Raises:
         UnsupportedOnDevice: the device has no kernel for a precision.
@@ -118,6 +123,10 @@ def cost_document(
         "total_s": ttft_s + n_steps * tpot_s,
         "throughput_tokens_per_s": workload.batch * workload.output_tokens / (ttft_s + n_steps * tpot_s),
         "energy_j_per_token": energy_j / (workload.batch * workload.output_tokens),
+        "energy_j_per_request": energy_j / workload.batch,
+        "co2e_g_per_request": None
+        if grid_g_per_kwh is None
+        else co2e_g(energy_j / workload.batch, grid_g_per_kwh),
         "energy_excludes": list(energy_gaps(spec, float_kind(spec))),
         "memory_bytes": memory.to_json(),
         "capacity_bytes": capacity,
@@ -236,17 +245,23 @@ def _row(name: str, phase: Phase, work: Work, cost: OpCost, static_w: float) -> 
         float(np.mean(work.read_bytes)),
         float(np.mean(work.write_bytes)),
         cost.provenance,
+        float(np.mean(cost.low_s)),
+        float(np.mean(cost.high_s)),
     )
 
 
 def _phase_total(rows: list[OpRow], phase: Phase) -> dict[str, Any]:
-    """Return {time_s, energy_j, bound_by} of a phase."""
+    """Return {time_s, interval_s, energy_j, bound_by} of a phase.
+
+    The interval adds those of the operators, as if all erred alike: errors of one device's constants do.
+    """
     mine = [row for row in rows if row.phase == phase]
     time_s = sum(row.time_s for row in mine)
     compute_s = sum(row.compute_time_s for row in mine)
     memory_s = sum(row.memory_time_s for row in mine)
     return {
         "time_s": time_s,
+        "interval_s": [sum(row.low_s for row in mine), sum(row.high_s for row in mine)],
         "energy_j": sum(row.energy_j for row in mine),
         "bound_by": bound_by(time_s, compute_s, memory_s),
     }

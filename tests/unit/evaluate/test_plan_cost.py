@@ -17,6 +17,7 @@ from dse.formats.storage import stored_bits
 from dse.graph.units import units_of
 from dse.graph.workload import Workload
 from dse.plan import Assignment, Plan, Stage
+from hardware_specs.kernels import Interval
 from tests.factories import make_cluster, make_graph, make_spec
 
 GRAPH = make_graph()
@@ -130,7 +131,7 @@ def test_one_device_equals_the_cost_document():
 def test_cost_document_has_the_agreed_keys():
     document = cost_document(GRAPH, SPECS["npu"], BF16, WORKLOAD)
     for phase in ("prefill", "decode"):
-        assert set(document[phase]) == {"time_s", "energy_j", "bound_by"}
+        assert set(document[phase]) == {"time_s", "interval_s", "energy_j", "bound_by"}
         rows = [row for row in document["operators"] if row["phase"] == phase]
         assert sum(row["time_s"] for row in rows) == pytest.approx(document[phase]["time_s"])
         assert sum(row["energy_j"] for row in rows) == pytest.approx(document[phase]["energy_j"])
@@ -148,6 +149,21 @@ def test_roofline_points_lie_under_the_roofs():
     for point in points:
         roof = min(100e12, point["intensity_flop_per_byte"] * 1e12)
         assert 0 < point["achieved_flop_per_s"] <= roof
+
+
+def test_intervals_and_carbon():
+    # Every kernel may take 0.9 to 1.2 times its estimate: so may their sum.
+    profiles = tuple(replace(entry, interval=Interval(0.9, 1.2)) for entry in SPECS["toy"].kernels)
+    spec = replace(SPECS["toy"], kernels=profiles)
+    document = cost_document(GRAPH, spec, BF16, WORKLOAD, grid_g_per_kwh=400.0)
+    for phase in ("prefill", "decode"):
+        total = document[phase]["time_s"]
+        assert document[phase]["interval_s"] == pytest.approx([0.9 * total, 1.2 * total])
+    request = document["energy_j_per_token"] * WORKLOAD.output_tokens
+    assert document["energy_j_per_request"] == pytest.approx(request)
+    # 3.6 MJ are a kWh.
+    assert document["co2e_g_per_request"] == pytest.approx(request / 3.6e6 * 400)
+    assert cost_document(GRAPH, spec, BF16, WORKLOAD)["co2e_g_per_request"] is None
 
 
 def test_effective_bits():
