@@ -190,3 +190,11 @@ VISION: dict[str, dict[str, Any]] = {
     "vit": {**ENCODER, "model_type": "vit", "image_size": 32, "patch_size": 8},
 }
 ARCHITECTURES = {**DECODERS, **ENCODERS, **VISION}
+
+NEAR_TWINS = frozenset(
+    {
+        *("llama-1", "qwen2-half-sliding", "opt-projected", "bloom-odd-heads", "falcon-rw", "gpt-bigcode"),
+        *("granite-moe", "command-r7b", "bamba", "roberta"),
+    }
+)
+"""Variants whose operators another architecture has too: their tests are marked slow."""

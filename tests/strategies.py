@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -82,3 +83,38 @@ def _matrix(rows: int, columns: int, seed: int, look: str, magnitude: float) -> 
     elif look == "wide":
         x *= torch.pow(10.0, torch.randint(-4, 4, (rows, 1), generator=generator))
     return x.clamp_(-magnitude, magnitude)
+
+
+def small_configurations() -> st.SearchStrategy[dict[str, Any]]:
+    """Hugging Face configurations of small decoders: any head grouping, depth, windows, tied heads."""
+
+    @st.composite
+    def build(draw: st.DrawFn) -> dict[str, Any]:
+        groups, per_group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        head_dim = 4 * draw(st.integers(1, 4))
+        config: dict[str, Any] = {
+            "model_type": draw(
+                st.sampled_from(("llama", "qwen2", "qwen3", "mistral", "gemma2", "olmo2", "phi3"))
+            ),
+            "hidden_size": head_dim * groups * per_group,
+            "intermediate_size": draw(st.integers(1, 60)),
+            "num_hidden_layers": draw(st.integers(1, 4)),
+            "num_attention_heads": groups * per_group,
+            "num_key_value_heads": groups,
+            "head_dim": head_dim,
+            "vocab_size": draw(st.integers(8, 120)),
+            "pad_token_id": 0,
+            "tie_word_embeddings": draw(st.booleans()),
+        }
+        if config["model_type"] in ("mistral", "gemma2"):
+            config["sliding_window"] = draw(st.integers(2, 40))
+        return config
+
+    return build()
+
+
+def workload_points() -> st.SearchStrategy[tuple[int, int, int]]:
+    """(batch, query, context) of a prefill, a chunk or a decode step."""
+    return st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(0, 30)).map(
+        lambda sizes: (sizes[0], sizes[1], sizes[1] + sizes[2])
+    )

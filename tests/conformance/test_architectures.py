@@ -9,6 +9,7 @@ transformers runs with every expert on every token.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -25,7 +26,7 @@ from dse.graph.operator import OperatorGraph
 from dse.graph.skeleton import build_config
 from dse.graph.source import ModelSource
 from dse.graph.trace import trace_model
-from tests.small_models import ARCHITECTURES, DECODERS, ENCODERS, VISION
+from tests.small_models import ARCHITECTURES, DECODERS, ENCODERS, NEAR_TWINS, VISION
 
 # (batch, query, context): whole prefills, decode steps, and a chunk of a prefill.
 POINTS = [(1, 6, 6), (2, 33, 33), (3, 1, 20), (4, 1, 47), (2, 5, 31)]
@@ -45,19 +46,23 @@ UNLIKE = {
 MIXERS = {"mamba", "mamba-2", "jamba", "falcon-h1", "bamba", "granite-hybrid"}
 
 
+def quick_first(names: Iterable[str]) -> list[Any]:
+    """Mark near twins slow."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in NEAR_TWINS else ()) for n in names]
+
+
 @cache
 def graph_of(name: str) -> OperatorGraph:
     return trace_model(ModelSource(name, ARCHITECTURES[name]))
 
 
 @cache
-def real_model(name: str, attention: str = "eager") -> Any:
+def real_model(name: str, attention: str = "eager", experts: str = "eager") -> Any:
     torch.manual_seed(0)
     builder = AutoModelForCausalLM if name in DECODERS else AutoModel
     config = build_config(ModelSource(name, ARCHITECTURES[name]))
     # The loop over experts is what the counter sees; grouped products are what a peak is measured with.
-    loop = attention == "eager" and is_routed(name)
-    settings = {"experts_implementation": "eager"} if loop else {}
+    settings = {"experts_implementation": experts} if is_routed(name) else {}
     return builder.from_config(config, dtype=torch.float32, attn_implementation=attention, **settings).eval()
 
 
@@ -122,7 +127,7 @@ def expected_flop(name: str, point: tuple[int, int, int]) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", quick_first(ARCHITECTURES))
 def test_flop_equals_the_counters(name: str) -> None:
     points = POINTS if name in DECODERS else [(1, 6, 6), (2, 33, 33), (3, 12, 12), (4, 1, 1), (5, 20, 20)]
     graph = graph_of(name)
@@ -131,7 +136,7 @@ def test_flop_equals_the_counters(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", quick_first(ARCHITECTURES))
 def test_every_parameter_has_one_operator(name: str) -> None:
     graph, model = graph_of(name), real_model(name)
     own = sum(parameter.numel() for parameter in model.parameters())
@@ -139,7 +144,7 @@ def test_every_parameter_has_one_operator(name: str) -> None:
     assert sum(op.parameters * part.repeats for part in graph.parts for op in part.ops) == own
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", quick_first(DECODERS))
 @pytest.mark.parametrize("point", [(3, 4, 4), (2, 3, 40)])
 def test_the_cache_holds_what_transformers_builds(name: str, point: tuple[int, int, int]) -> None:
     held = run(name, point, torch.no_grad())
@@ -195,12 +200,12 @@ class Allocations(TorchDispatchMode):
         )
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - UNLIKE))
+@pytest.mark.parametrize("name", quick_first(sorted(ARCHITECTURES.keys() - UNLIKE)))
 @pytest.mark.parametrize("point", [(2, 6, 6), (3, 1, 9)])
 def test_the_activation_peak_is_that_of_a_real_run(name: str, point: tuple[int, int, int]) -> None:
     if name not in DECODERS and point[1] != point[2]:
         pytest.skip("encoders have no cache")
-    model = real_model(name, "eager" if name in OWN_ATTENTION else "sdpa")
+    model = real_model(name, "eager" if name in OWN_ATTENTION else "sdpa", "grouped_mm")
     allocations = Allocations([*model.parameters(), *model.buffers()])
     held = run(name, point, allocations, model)
     kept = [t for layer in held.layers for t in (layer.keys, layer.values)] if held is not None else []
