@@ -136,14 +136,19 @@ def routed_experts(
     first = "gate_up_proj" if getattr(module, "has_gate", True) else "up_proj"
     biased = getattr(module, "has_bias", False)
     gathered = RECORDER.get().scratch((top_k_index.numel(), tokens.shape[-1]), tokens)
+    bias = getattr(module, f"{first}_bias", None) if biased else None
+    bias_rows = (
+        None if bias is None else RECORDER.get().scratch((top_k_index.numel(), bias.shape[-1]), tokens)
+    )
     rows = experts_linear(
         tokens,
         getattr(module, first),
-        getattr(module, f"{first}_bias") if biased else None,
+        bias,
         top_k_index,
         transposed=transposed,
     )
     rows = _gate(module, rows)
+    del bias_rows  # one row for each token and expert, held while the gate is applied
     rows = experts_linear(
         rows,
         module.down_proj,
