@@ -96,6 +96,8 @@ def kv_bytes_per_token(attention: Attention, fmt: NumberFormat, total_context: i
     A sliding window keeps its own positions only: the mean over ``total_context`` positions, so that times
     the context it is what the cache holds at full length.
     """
+    if not attention.causal:
+        return 0.0  # an encoder keeps nothing
     kept_frac = 1.0 if attention.window is None else min(1.0, attention.window / total_context)
     bits = kv_bits_per_token(fmt, attention.cached_heads, int(attention.cached_dim))
     return kept_frac * bits / BITS_PER_BYTE

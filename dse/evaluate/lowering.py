@@ -129,6 +129,8 @@ def attention_work(
     window = attention.window
     is_prefill = phase == "prefill"
     pairs = causal_pairs(query, context, window)
+    if not attention.causal:  # an encoder: every token sees all
+        pairs = np.asarray(query, dtype=np.float64) * np.asarray(context, dtype=np.float64)
     attended = np.asarray(context, dtype=np.float64)
     if window is not None:
         attended = np.minimum(attended, np.asarray(query, dtype=np.float64) + window - 1)
