@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dse.errors import ConfigError, NoFeasiblePlan
+from dse.partition.problem import Goal
 from dse.sensitivity.noise import METRIC as NOISE
 from dse.sensitivity.noise import noise_table
 from dse.sensitivity.table import SensitivityTable
@@ -30,8 +31,9 @@ def fastest_plan(
     max_penalty: float | None = None,
     theta_s: float = 0.0,
     time_limit_s: float = 60.0,
+    goal: Goal | None = None,
 ) -> Planned:
-    """Return the fastest plan whose penalty is within the bound.
+    """Return the best plan by a goal (default: the fastest) whose penalty is within the bound.
 
     Args:
         study: ``metric`` may be "auto" (variance where the model has weights, else noise) or "noise";
@@ -39,6 +41,7 @@ def fastest_plan(
         progress: told the steps.
         max_penalty: the bound; None takes that of the uniform plan.
         theta_s: seconds that one unit of penalty is worth, instead of a bound where it is above 0.
+        goal: objective and bounds; its penalty bound and theta are ignored.
         time_limit_s: for the solver; when it is met the incumbent is returned with its true gap.
 
     Raises:
@@ -59,9 +62,9 @@ def fastest_plan(
         index = arranger.precision_index[arranger.uniform_names[0]]
         max_penalty = arranger.additive_penalty((index,) * len(prepared.units))
     progress.step("solving bits, partition and micro-batches")
-    candidate = arranger.fastest(max_penalty, theta_s, time_limit_s)
+    candidate = arranger.fastest(max_penalty, theta_s, time_limit_s, goal)
     if candidate is None:
-        raise NoFeasiblePlan(arranger.why_infeasible(max_penalty))
+        raise NoFeasiblePlan(arranger.why_infeasible(max_penalty, goal))
     return Planned(candidate, prepared, sensitivity)
 
 

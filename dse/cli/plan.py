@@ -11,12 +11,25 @@ import typer
 
 from dse.cli import options
 from dse.cli.output import emit_json, note, si, table
+from dse.errors import ConfigError
+from dse.partition.serving import serving_flags
 
 if TYPE_CHECKING:
+    from dse.partition.problem import Goal, Objective
     from dse.sensitivity.table import SensitivityTable
     from studies.arrange import Candidate
     from studies.prepare import Prepared
     from studies.schema import Study
+
+
+WHAT = {
+    "time": "s for the batch",
+    "ttft": "s to the first tokens",
+    "tpot": "s between two tokens",
+    "throughput": "s between batches in steady state",
+    "energy": "J per generated token",
+    "cost": "USD per million generated tokens",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +56,21 @@ def plan(
     max_penalty: float | None = typer.Option(
         None, "--max-penalty", min=0, help="Bound in the metric's unit."
     ),
-    theta: float = typer.Option(0.0, "--theta", min=0, help="Seconds that one unit of penalty is worth."),
+    theta: float = typer.Option(
+        0.0, "--theta", min=0, help="What one unit of penalty is worth, in the objective's unit."
+    ),
+    objective: str = typer.Option(
+        "time", "--objective", help="What to minimise: time, ttft, tpot, energy, cost; or throughput (most)."
+    ),
+    max_time: float | None = typer.Option(None, "--max-time", min=0, help="Seconds of the whole batch."),
+    max_ttft: float | None = typer.Option(None, "--max-ttft", min=0, help="Seconds to all first tokens."),
+    max_tpot: float | None = typer.Option(None, "--max-tpot", min=0, help="Seconds between two tokens."),
+    min_throughput: float | None = typer.Option(
+        None, "--min-throughput", min=0, help="Generated tokens/s in steady state."
+    ),
+    max_energy: float | None = typer.Option(None, "--max-energy", min=0, help="Joules per generated token."),
+    max_cost: float | None = typer.Option(None, "--max-cost", min=0, help="USD per million tokens."),
+    max_devices: int | None = typer.Option(None, "--max-devices", min=1, help="Devices a plan may use."),
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens of a measured metric."),
     sequence_length: int = options.SENSITIVITY_SEQUENCE,
     corpus: str | None = options.CORPUS,
@@ -52,9 +79,13 @@ def plan(
     out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan to this JSON file."),
     as_json: bool = options.JSON,
 ) -> None:
-    """Find the fastest plan that loses no more quality than a uniform one, and prove it."""
+    """Find the fastest plan that loses no more quality than a uniform one, and prove it.
+
+    Any other objective and any bounds on latency, energy, money and devices may be asked for instead.
+    """
     from dse.cli.progress import ConsoleProgress
     from dse.formats.grammar import parse_precision
+    from dse.partition.problem import Goal
     from studies.planning import fastest_plan
     from studies.schema import QualitySpec, Study, load_workload
 
@@ -71,10 +102,25 @@ def plan(
         granularity=granularity,
         metric=metric,
         seed=seed,
-        quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sensitivity_sequence_length=sequence_length),
+        quality=QualitySpec(
+            corpus=corpus, sensitivity_tokens=tokens, sensitivity_sequence_length=sequence_length
+        ),
+    )
+    n_tokens = study.workload.batch * study.workload.output_tokens
+    goal = Goal(
+        objective=_objective(objective),
+        max_time_s=max_time,
+        max_ttft_s=max_ttft,
+        max_tpot_s=max_tpot,
+        max_period_s=n_tokens / min_throughput if min_throughput else None,
+        max_energy_j_per_token=max_energy,
+        max_cost_usd_per_mtok=max_cost,
+        max_devices=max_devices,
     )
     with ConsoleProgress() as progress:
-        found = fastest_plan(study, progress, max_penalty=max_penalty, theta_s=theta, time_limit_s=time_limit)
+        found = fastest_plan(
+            study, progress, max_penalty=max_penalty, theta_s=theta, time_limit_s=time_limit, goal=goal
+        )
     document = _document(found.candidate)
     if out is not None:
         from dse.content import write_atomic
@@ -84,15 +130,32 @@ def plan(
     if as_json:
         emit_json(document)
         return
-    _show(found.candidate, found.prepared, found.sensitivity, study)
+    _show(found.candidate, found.prepared, found.sensitivity, study, goal)
+
+
+def _objective(name: str) -> Objective:
+    """Check the name of an objective."""
+    from dse.partition.problem import BOUND_FIELDS
+
+    for known in BOUND_FIELDS:
+        if known == name:
+            return known
+    raise ConfigError("unknown objective", path="--objective", value=name, allowed=list(BOUND_FIELDS))
 
 
 def _document(candidate: Candidate) -> dict[str, Any]:
     solver = {**candidate.solver, "time_s": candidate.solution.time_s, "penalty": candidate.solution.penalty}
-    return {**candidate.plan.to_json(), "predicted": asdict(candidate.predicted), "solver": solver}
+    return {
+        **candidate.plan.to_json(),
+        "predicted": asdict(candidate.predicted),
+        "solver": solver,
+        "serving": serving_flags(candidate.plan),
+    }
 
 
-def _show(candidate: Candidate, prepared: Prepared, sensitivity: SensitivityTable, study: Study) -> None:
+def _show(
+    candidate: Candidate, prepared: Prepared, sensitivity: SensitivityTable, study: Study, goal: Goal
+) -> None:
     predicted, solution = candidate.predicted, candidate.solution
     typer.echo(
         f"{study.model} on {prepared.cluster.name}: TTFT {si(predicted.ttft_s, 's')}, "
@@ -117,9 +180,11 @@ def _show(candidate: Candidate, prepared: Prepared, sensitivity: SensitivityTabl
     )
     gap = "unknown" if solution.gap_frac is None else f"{solution.gap_frac:.2g}"
     typer.echo(
-        f"{solution.status}: {solution.value:.4f} s for the batch, bound {solution.bound:.4f} s, gap {gap}, "
-        f"solved in {solution.time_s:.2f} s"
+        f"{solution.status}: {solution.value:.4f} {WHAT[goal.objective]}, bound {solution.bound:.4f}, "
+        f"gap {gap}, solved in {solution.time_s:.2f} s"
     )
+    for text in serving_flags(candidate.plan):
+        typer.echo(f"serve with: {text}")
     typer.echo(f"what limits it: {solution.binding}")
     typer.echo(
         f"penalty: {solution.penalty:.4g} {sensitivity.unit} ({sensitivity.metric}, {sensitivity.provenance})"

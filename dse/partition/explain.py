@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from dse.partition.branch import Incumbent
+from dse.partition.branch import Incumbent, Limits
 from dse.partition.cuts import cuts_in_box
 from dse.partition.lanes import LaneFactory
-from dse.partition.problem import Goal, PipelineProblem
+from dse.partition.problem import Goal, Objective, PipelineProblem
 from dse.partition.relax import Relaxed
 
 GIB = 2.0**30
 MAX_CUTS = 200_000
 PRICE_FRAC = 1e-6  # prices below this share of the value are not worth a word
+RELAXATION_TIME_S = 10.0
+UNITS: dict[Objective, str] = {
+    "time": "s",
+    "ttft": "s",
+    "tpot": "s",
+    "throughput": "s",
+    "energy": "J/token",
+    "cost": "USD/Mtok",
+}
+LABELS: dict[Objective, str] = {
+    "time": "batch time",
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "throughput": "time between batches",
+    "energy": "energy",
+    "cost": "cost",
+}
 
 
 def binding_sentence(problem: PipelineProblem, goal: Goal, best: Incumbent, relaxed: Relaxed | None) -> str:
-    """Name the slowest stages and the constraints with a price, from the multipliers of the plan's cut."""
+    """Name the slowest stages and the constraints with a price, from the multipliers of the plan's cut.
+
+    Prices are shadow values: what one unit more would save, while the cut stays and nothing else binds.
+    """
+    unit = UNITS[goal.objective]
     lane = best.lane
     if lane is None or best.cut is None or best.choices is None:
         return ""
@@ -36,12 +59,18 @@ def binding_sentence(problem: PipelineProblem, goal: Goal, best: Incumbent, rela
         for s in range(lane.n):
             price = float(relaxed.multipliers.memory[s])
             free = (lane.room[s] - memory[s]) / GIB
-            text = f"memory of {names[s]} (about {price * GIB:.3g} s less per GiB more, {free:.3f} GiB free)"
+            text = f"memory of {names[s]} (about {price * GIB:.3g} {unit} less per GiB more, "
+            text += f"{free:.3f} GiB free)"
             prices.append((price * lane.room[s], text))
         if goal.max_penalty is not None:
             price = relaxed.multipliers.penalty
-            text = f"penalty bound {goal.max_penalty:.4g} (about {price:.3g} s less per unit more)"
+            text = f"penalty bound {goal.max_penalty:.4g} (about {price:.3g} {unit} less per unit more)"
             prices.append((price * abs(goal.max_penalty), text))
+        for bound, price in zip(lane.bounds, relaxed.multipliers.bounds, strict=True):
+            limit = goal.bounds[bound.name]
+            text = f"{LABELS[bound.name]} of at most {limit:.5g} {UNITS[bound.name]} "
+            text += f"(about {price:.3g} {unit} less per {UNITS[bound.name]} more)"
+            prices.append((price * abs(limit), text))
     prices = [entry for entry in prices if entry[0] > PRICE_FRAC * abs(best.value)]
     ranked = [text for _, text in sorted(prices, key=lambda pair: -pair[0])]
     slow = f"slowest: {parts[0]}, {parts[1]}"
@@ -65,17 +94,43 @@ def missing_sentence(problem: PipelineProblem, goal: Goal) -> str:
             f"memory: even with the smallest choice of every layer at least {bytes_:.0f} bytes "
             f"({bytes_ / GIB:.3f} GiB) are missing in all, on {', '.join(names)} at best"
         )
-    if goal.max_penalty is not None:
-        from dse.partition.solve import least_penalty
+    parts = [] if goal.max_penalty is None else [_missing_penalty(problem, goal.max_penalty)]
+    if not goal.bounds:
+        return parts[0] if parts and parts[0] else "no arrangement satisfies all constraints together"
+    relaxations = [text for name in goal.bounds if (text := _least_with_the_others(problem, goal, name))]
+    if relaxations:
+        return "the bounds exclude each other; any one of these is enough: " + "; or ".join(relaxations)
+    return next((text for text in parts if text), "no single bound can be relaxed to make a plan possible")
 
-        least = least_penalty(problem)
-        if least.bound is not None and least.value is not None:
-            return (
-                f"penalty: the bound is {goal.max_penalty:.6g}, and the least penalty that fits into memory "
-                f"is {least.value:.6g} (proven to be at least {least.bound:.6g}): raise it by "
-                f"{least.value - goal.max_penalty:.6g}"
-            )
-    return "no arrangement satisfies all constraints together"
+
+def _missing_penalty(problem: PipelineProblem, max_penalty: float) -> str:
+    """Say by how much the penalty bound is below what fits into memory, empty where it is not."""
+    from dse.partition.solve import least_penalty
+
+    least = least_penalty(problem)
+    if least.bound is None or least.value is None or least.value <= max_penalty:
+        return ""
+    return (
+        f"penalty: the bound is {max_penalty:.6g}, and the least penalty that fits into memory "
+        f"is {least.value:.6g} (proven to be at least {least.bound:.6g}): raise it by "
+        f"{least.value - max_penalty:.6g}"
+    )
+
+
+def _least_with_the_others(problem: PipelineProblem, goal: Goal, name: Objective) -> str:
+    """Return how far one bound must be raised while all others stay, empty where that does not help."""
+    from dse.partition.solve import Planner
+
+    alone = replace(goal, objective=name, theta_s=0.0).with_bound(name, None)
+    solution = Planner(problem, alone, Limits(time_s=RELAXATION_TIME_S, gap_frac=1e-4)).solve(
+        goal.max_penalty, explain=False
+    )
+    if solution.value is None or solution.bound is None:
+        return ""
+    return (
+        f"{LABELS[name]} at most {solution.value:.5g} {UNITS[name]} instead of {goal.bounds[name]:.5g} "
+        f"(proven to be at least {solution.bound:.5g})"
+    )
 
 
 def missing_bytes(problem: PipelineProblem) -> tuple[float, list[str]] | None:

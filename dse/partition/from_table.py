@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.collectives import p2p_time_s
+from cost_models.energy import link_energy_j
 from cost_models.memory import kv_cache_bytes
 from dse.errors import ConfigError
 from dse.evaluate.cost_table import Array, CostTable
 from dse.formats.precision import Precision
 from dse.graph.workload import Workload
-from dse.partition.problem import Arrangement, PipelineProblem
+from dse.partition.problem import Arrangement, EnergyTables, PipelineProblem
 from dse.plan import Assignment, Plan, Stage
 from dse.sensitivity.table import SensitivityTable
 from hardware_specs.spec import Cluster
@@ -106,6 +107,7 @@ def problem_from_table(
     mixed_within_layer: bool = True,
     allow_empty: bool = True,
     max_choices: int = MAX_CHOICES,
+    with_energy: bool = False,
 ) -> TableProblem:
     """Return the planner's problem of a cost table.
 
@@ -120,6 +122,7 @@ def problem_from_table(
         mixed_within_layer: whether units of one layer may differ.
         allow_empty: whether devices may stay unused.
         max_choices: combinations kept per layer.
+        with_energy: whether energy is asked for; then a choice that is slower but takes fewer joules is kept.
 
     Raises:
         ConfigError: sizes, units, precisions or device types do not match.
@@ -133,13 +136,16 @@ def problem_from_table(
         )
     )
     types = [table.devices.index(kind) for kind in _device_kinds(table, cluster)]
-    costs = _UnitCosts.of(table, _penalties(table, sensitivity), workload, sizes)
+    costs = _UnitCosts.of(table, _penalties(table, sensitivity), workload, sizes, with_energy)
     folded = [
         _fold(table, costs, layer, usable, mixed_within_layer, max_choices)
         for layer in range(len(table.layer_fixed_bytes))
     ]
     orders, all_orders = candidate_orders(cluster)
     problem = _problem(table, cluster, workload, sizes, types, folded, orders, allow_empty)
+    if with_energy:
+        energy = _energy_tables(table, cluster, sizes, types, folded)
+        problem = replace(problem, energy=energy)
     of_layer = _units_of_layers(table)
     return TableProblem(
         problem=problem,
@@ -195,10 +201,10 @@ def candidate_orders(cluster: Cluster) -> tuple[tuple[tuple[int, ...], ...], boo
 
 @dataclass(frozen=True)
 class _UnitCosts:
-    """Costs of units; columns (C): all times of all device types (infinite: unsupported), memory, penalty.
+    """Costs of units, columns (C): times of device types (infinite: unsupported), joules, memory, penalty.
 
     ``values``: (U, Q, C); ``n_times`` of the columns are times: prefill (P, D types), then decode (D sizes,
-    types).
+    types). Energies, where they are asked for, come in the same order.
     """
 
     values: Array
@@ -206,19 +212,27 @@ class _UnitCosts:
 
     @staticmethod
     def of(
-        table: CostTable, penalty: Array, workload: Workload, sizes: tuple[tuple[int, ...], ...]
+        table: CostTable,
+        penalty: Array,
+        workload: Workload,
+        sizes: tuple[tuple[int, ...], ...],
+        with_energy: bool,
     ) -> _UnitCosts:
         """Collect the columns."""
-        times = []
+        times, joules = [], []
         for phase, candidates in enumerate(sizes):
             for size in candidates:
                 m = table.micro_batch_index(size)
                 seconds = table.unit_time_s[phase, m]  # (D, U, Q)
                 times.append(np.where(table.supported[:, None, :], seconds, np.inf))
+                energy = table.unit_energy_j[phase, m]
+                joules.append(np.where(table.supported[:, None, :], energy, np.inf))
         one = kv_cache_bytes(workload.batch, workload.total_context, 1.0)
         memory = table.unit_weight_bytes + one * table.unit_kv_bytes_per_token
-        columns = np.concatenate([np.stack(times).reshape(-1, *memory.shape), memory[None], penalty[None]])
-        return _UnitCosts(np.moveaxis(columns, 0, 2), len(columns) - 2)
+        n_times = len(times) * len(table.devices)
+        measured = np.stack(times + joules * with_energy).reshape(-1, *memory.shape)
+        columns = np.concatenate([measured, memory[None], penalty[None]])
+        return _UnitCosts(np.moveaxis(columns, 0, 2), n_times)
 
 
 @dataclass(frozen=True)
@@ -312,7 +326,7 @@ def _problem(
     memory, penalty = np.zeros((2, n_layers, n_choices))
     for layer, fold in enumerate(folded):
         k = len(fold.picks)
-        seconds = fold.costs[:, :-2].T.reshape(n_p + n_d, n_types, k)
+        seconds = fold.costs[:, : (n_p + n_d) * n_types].T.reshape(n_p + n_d, n_types, k)
         able = np.isfinite(seconds).all(axis=0)
         allowed[:, layer, :k] = able
         times[:, :, layer, :k] = np.where(able, seconds, 0.0)
@@ -350,8 +364,48 @@ def _problem(
         penalty=penalty,
         batch=workload.batch,
         output_tokens=workload.output_tokens,
+        price_usd_per_h=tuple(cluster.spec_of(name).price_usd_per_h for name in names),
         allow_empty=allow_empty,
         activation_bytes=activations,
+    )
+
+
+def _energy_tables(
+    table: CostTable,
+    cluster: Cluster,
+    sizes: tuple[tuple[int, ...], ...],
+    types: list[int],
+    folded: list[_Fold],
+) -> EnergyTables:
+    """Return joules in the shapes of the problem's times; static power that is unknown counts as 0."""
+    n_types, n_p, n_d = len(table.devices), len(sizes[0]), len(sizes[1])
+    n_times = (n_p + n_d) * n_types
+    joules = np.zeros((n_p + n_d, n_types, len(folded), max(len(fold.picks) for fold in folded)))
+    for layer, fold in enumerate(folded):
+        found = fold.costs[:, n_times : 2 * n_times].T.reshape(n_p + n_d, n_types, -1)
+        joules[:, :, layer, : len(fold.picks)] = np.where(np.isfinite(found), found, 0.0)
+    at = [[table.micro_batch_index(size) for size in candidates] for candidates in sizes]
+    for phase, offset in ((0, 0), (1, n_p)):
+        for i, m in enumerate(at[phase]):
+            joules[offset + i] += table.layer_energy_j[phase, m][:, :, None]
+    names = tuple(name for name, _ in cluster.devices)
+    hops = []
+    for phase in (0, 1):
+        moved = table.hop_bytes[phase, at[phase]]
+        hop = np.zeros((len(moved), len(names), len(names)))
+        for (a, first), (b, second) in itertools.permutations(enumerate(names), 2):
+            hop[:, a, b] = link_energy_j(moved, cluster.link_between(first, second))
+        hops.append(hop)
+    return EnergyTables(
+        prefill_j=joules[:n_p][:, types],
+        decode_j=joules[n_p:][:, types],
+        first_prefill_j=table.first_energy_j[0, at[0]][:, types],
+        first_decode_j=table.first_energy_j[1, at[1]][:, types],
+        last_prefill_j=table.last_energy_j[0, at[0]][:, types],
+        last_decode_j=table.last_energy_j[1, at[1]][:, types],
+        hop_prefill_j=hops[0],
+        hop_decode_j=hops[1],
+        static_w=table.static_w[types],
     )
 
 

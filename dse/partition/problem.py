@@ -6,8 +6,8 @@ of the prefill and the decode. LLM-PQ (arXiv 2403.01136) is the special case of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ Array = NDArray[np.float64]
 Status = Literal["optimal", "feasible", "infeasible"]
 Formula = Literal["round", "makespan", "llmpq"]
 Objective = Literal["time", "ttft", "tpot", "throughput", "energy", "cost"]
+BOUND_FIELDS: dict[Objective, str] = {
+    "time": "max_time_s",
+    "ttft": "max_ttft_s",
+    "tpot": "max_tpot_s",
+    "throughput": "max_period_s",
+    "energy": "max_energy_j_per_token",
+    "cost": "max_cost_usd_per_mtok",
+}
 
 
 @dataclass(frozen=True)
@@ -126,15 +134,13 @@ class Goal:
     @property
     def bounds(self) -> dict[Objective, float]:
         """Bounds that are set, beside the penalty and the number of devices."""
-        found: dict[Objective, float | None] = {
-            "time": self.max_time_s,
-            "ttft": self.max_ttft_s,
-            "tpot": self.max_tpot_s,
-            "throughput": self.max_period_s,
-            "energy": self.max_energy_j_per_token,
-            "cost": self.max_cost_usd_per_mtok,
-        }
+        found = {name: getattr(self, field) for name, field in BOUND_FIELDS.items()}
         return {name: bound for name, bound in found.items() if bound is not None}
+
+    def with_bound(self, name: Objective, limit: float | None) -> Goal:
+        """Return the goal with another bound on a quantity."""
+        changed: dict[str, Any] = {BOUND_FIELDS[name]: limit}
+        return replace(self, **changed)
 
     @property
     def quantities(self) -> frozenset[Objective]:

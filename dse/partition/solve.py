@@ -12,10 +12,11 @@ from dse.partition.branch import BranchAndBound, Incumbent, Limits, Outcome
 from dse.partition.explain import binding_sentence, missing_sentence
 from dse.partition.lanes import Lane, LaneFactory
 from dse.partition.memory import Memory, QualityFilter
-from dse.partition.objective import REL_TOL, objective_s, penalty_of, violations
+from dse.partition.objective import REL_TOL, objective_s, penalty_of, quantity, violations
 from dse.partition.problem import Arrangement, Goal, PipelineProblem, Solution
 
 OPTIMAL_GAP_FRAC = 1e-6  # relative gap up to which "optimal" is claimed
+LEAVES_TIMES_OPEN = ("ttft", "tpot", "throughput")
 
 
 class Planner:
@@ -45,7 +46,12 @@ class Planner:
         return _solution(self.problem, Goal(), outcome, time.monotonic() - began, quality_only=True)
 
     def solve(
-        self, max_penalty: float | None, starts: Sequence[Arrangement] = (), limits: Limits | None = None
+        self,
+        max_penalty: float | None,
+        starts: Sequence[Arrangement] = (),
+        limits: Limits | None = None,
+        *,
+        explain: bool = True,
     ) -> Solution:
         """Return the best arrangement whose penalty is at most ``max_penalty``.
 
@@ -53,6 +59,7 @@ class Planner:
             max_penalty: None for no bound.
             starts: arrangements to start from; infeasible ones are ignored.
             limits: overrides the planner's.
+            explain: whether an infeasible problem is looked into for what is missing.
         """
         began = time.monotonic()
         goal = replace(self.goal, max_penalty=max_penalty)
@@ -70,7 +77,7 @@ class Planner:
             self._quality,
         ).run()
         self.last = outcome
-        return _solution(self.problem, goal, outcome, time.monotonic() - began)
+        return _solution(self.problem, goal, outcome, time.monotonic() - began, explain=explain)
 
     def _start(self, goal: Goal, lanes: list[Lane], starts: Sequence[Arrangement]) -> Incumbent:
         best = Incumbent()
@@ -82,6 +89,29 @@ class Planner:
             if (value, penalty) < (best.value, best.penalty):
                 best = _as_incumbent(self.problem, lanes, arrangement, value, penalty)
         return best
+
+
+def with_ties_broken(planner: Planner, solution: Solution, max_penalty: float | None) -> Solution:
+    """Return the solution with the fastest arrangement found that is as good by the planner's objective.
+
+    Objectives like the TTFT leave the decode open; a plan should not be slow there for nothing.
+    """
+    goal = planner.goal
+    if goal.objective not in LEAVES_TIMES_OPEN or solution.arrangement is None or goal.theta_s > 0:
+        return solution
+    value = quantity(planner.problem, goal, solution.arrangement, goal.objective)
+    as_good = goal.with_bound(goal.objective, value + OPTIMAL_GAP_FRAC * abs(value))
+    fastest = Planner(planner.problem, replace(as_good, objective="time"), planner.limits)
+    again = fastest.solve(max_penalty, [solution.arrangement], replace(planner.limits, gap_frac=1e-3))
+    if again.arrangement is None:
+        return solution
+    return replace(
+        solution,
+        arrangement=again.arrangement,
+        penalty=again.penalty,
+        value=quantity(planner.problem, goal, again.arrangement, goal.objective),
+        time_s=solution.time_s + again.time_s,
+    )
 
 
 def solve(
@@ -162,14 +192,21 @@ def _arrangement(problem: PipelineProblem, lane: Lane, cut: np.ndarray, choices:
 
 
 def _solution(
-    problem: PipelineProblem, goal: Goal, outcome: Outcome, time_s: float, *, quality_only: bool = False
+    problem: PipelineProblem,
+    goal: Goal,
+    outcome: Outcome,
+    time_s: float,
+    *,
+    quality_only: bool = False,
+    explain: bool = True,
 ) -> Solution:
     best = outcome.incumbent
     if best.lane is None or best.cut is None or best.choices is None:
         if not outcome.finished:
             text = "nothing feasible was found before the limit; that nothing exists is not proven"
             return Solution("infeasible", None, None, outcome.bound, None, time_s, None, text)
-        return Solution("infeasible", None, None, None, None, time_s, None, missing_sentence(problem, goal))
+        text = missing_sentence(problem, goal) if explain else ""
+        return Solution("infeasible", None, None, None, None, time_s, None, text)
     arrangement = _arrangement(problem, best.lane, best.cut, best.choices)
     penalty = penalty_of(problem, arrangement)
     value = penalty if quality_only else objective_s(problem, goal, arrangement)

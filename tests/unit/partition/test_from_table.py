@@ -18,8 +18,8 @@ from dse.formats.grammar import parse_precision
 from dse.graph.units import units_of
 from dse.graph.workload import Workload
 from dse.partition.from_table import TableProblem, candidate_orders, divisors, problem_from_table
-from dse.partition.objective import objective_s, penalty_of, stage_use
-from dse.partition.problem import Goal
+from dse.partition.objective import objective_s, penalty_of, quantity, stage_use
+from dse.partition.problem import Goal, Objective
 from dse.partition.solve import solve
 from dse.plan import Assignment, Plan, Stage
 from dse.sensitivity.table import SensitivityTable
@@ -225,3 +225,26 @@ def test_mismatches_are_named(table: CostTable, cluster: Cluster) -> None:
         problem_from_table(
             table, sensitivity, cluster, WORKLOAD, usable=np.zeros((len(table.units), 3), dtype=bool)
         )
+
+
+@pytest.mark.parametrize("objective", ["energy", "cost", "tpot"])
+def test_energy_money_and_latency_are_the_plans(
+    table: CostTable, cluster: Cluster, objective: Objective
+) -> None:
+    folded = problem_from_table(table, sensitivity_of(table), cluster, WORKLOAD, with_energy=True)
+    goal = Goal(objective=objective, max_penalty=4.0)
+    solution = solve(folded.problem, goal)
+    assert solution.status == "optimal"
+    assert solution.arrangement is not None
+    plan = folded.plan_from(solution.arrangement, model="toy", granularity="sublayer")
+    cost = predict(plan, table, cluster, WORKLOAD)
+    expected: dict[Objective, float | None] = {
+        "time": cost.total_s,
+        "ttft": cost.ttft_s,
+        "tpot": cost.tpot_s,
+        "energy": cost.energy_j_per_token,
+        "cost": cost.cost_usd_per_mtok,
+    }
+    for name, value in expected.items():
+        assert quantity(folded.problem, goal, solution.arrangement, name) == pytest.approx(value, rel=1e-12)
+    assert solution.value == pytest.approx(expected[objective], rel=1e-12)
