@@ -56,6 +56,9 @@ def quantized_cache_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    rotation = getattr(module, "dse_rotation", None)
+    if rotation is not None:  # the same turn of both leaves their products alone
+        query, key = rotation.apply(query), rotation.apply(key)
     cache = getattr(module, "dse_cache", None)
     if cache is not None and cache.fmt is not None:
         cache.n_reads += 1

@@ -10,7 +10,7 @@ Formats "fp32", "fp16" and "bf16" mean "as the module holds it": they are never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dse.content import content_hash
 from dse.emulate import attention
 from dse.emulate.attention import CacheFormat
 from dse.emulate.checkpoint import checkpoint_hash
@@ -137,6 +138,25 @@ class EmulatedModel:
             n_threads=torch.get_num_threads(),
             store=WeightStore(store_bytes),
         )
+
+    def became(self, change: object) -> None:
+        """Note that weights changed: results and rounded weights of before are of another model.
+
+        Args:
+            change: JSON-ready description, part of the hash from now on.
+        """
+        self.hash = content_hash([self.hash, change])
+        self.store.clear()
+
+    def prepare(self, weights: Mapping[tuple[str, str], Tensor], change: object) -> None:
+        """Use these values, instead of rounding to nearest, for (path of a linear, format name).
+
+        Args:
+            weights: values in the layout of each module's weight; kept until the weights change.
+            change: JSON-ready description of how they were made, part of the hash from now on.
+        """
+        self.hash = content_hash([self.hash, change])
+        self.store.pin(weights)
 
     def formats_of(self, assignment: Assignment) -> TensorFormats:
         """Return what an assignment means for the modules; units that it leaves out stay in full precision.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,18 @@ class WeightStore:
         self.counts = StoreCounts()
         self._entries: OrderedDict[tuple[str, str], nn.Parameter] = OrderedDict()
         self._size_bytes = 0
+        self._pinned: dict[tuple[str, str], nn.Parameter] = {}
+
+    def clear(self) -> None:
+        """Forget everything, pinned values too."""
+        self._entries.clear()
+        self._pinned.clear()
+        self._size_bytes = 0
+
+    def pin(self, weights: Mapping[tuple[str, str], Tensor]) -> None:
+        """Hand out these values for (path, format name) from now on; they are never dropped for space."""
+        for key, weight in weights.items():
+            self._pinned[key] = nn.Parameter(weight, requires_grad=False)
 
     def get(self, path: str, weight: Tensor, fmt: NumberFormat, *, inputs_first: bool) -> nn.Parameter:
         """Return ``weight`` rounded to ``fmt``, in its own dtype.
@@ -44,6 +57,9 @@ class WeightStore:
             inputs_first: whether the first axis of ``weight`` is the inputs.
         """
         key = (path, fmt.name)
+        if key in self._pinned:
+            self.counts.reused += 1
+            return self._pinned[key]
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
