@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -28,6 +29,9 @@ def fidelity(
     ),
     device: list[str] = typer.Option([], "--device", help="Only this device; repeatable."),
     rows: int = typer.Option(2000, "--rows", min=10, help="Rows of each table that are scored."),
+    vidur: Path | None = typer.Option(
+        None, "--vidur", help="Folder with Vidur's measured CSVs, scored as another library."
+    ),
     as_json: bool = options.JSON,
 ) -> None:
     """Compare predictions with measured kernels, beside a naive roofline (needs the extra ``bench``)."""
@@ -37,6 +41,10 @@ def fidelity(
 
     chosen = series_of(operator, device)
     scored = list(benchmark(chosen, rows, None if as_json else note))
+    if vidur is not None:
+        from dse.calibrate.vidur import vidur_fidelity
+
+        scored += vidur_fidelity(vidur)
     sign = list(signs(chosen))
     if as_json:
         emit_json(
