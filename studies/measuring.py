@@ -75,6 +75,10 @@ class Bench:
         sample = self._sample("calibration", self.quality.trial_tokens, self.quality.sequence_length)
         return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
+    def calibration_sample(self, n_tokens: int) -> TokenSample:
+        """Return tokens of the calibration split, which no evaluation sees."""
+        return self._sample("calibration", n_tokens, self.quality.sequence_length)
+
     def _sample(self, split: Split, n_tokens: int, sequence_length: int) -> TokenSample:
         length, limit = min(sequence_length, n_tokens), self.graph.max_context
         if limit is not None and length > limit:

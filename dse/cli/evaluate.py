@@ -25,6 +25,16 @@ def evaluate(
     weights: str = options.WEIGHTS,
     activations: str = options.ACTIVATIONS,
     kv: str = options.KV,
+    quantizer: str = typer.Option("rtn", "--quantizer", help="rtn or gptq."),
+    fit: str = typer.Option(
+        "minmax", "--fit", help="Range fit: minmax, mse, percentile, act_clip, importance, salience."
+    ),
+    transform: str = typer.Option(
+        "none", "--transform", help="none, awq, smooth, rotate (offline) or quarot (with online rotations)."
+    ),
+    calibration_tokens: int = typer.Option(
+        8192, "--calibration-tokens", help="Tokens that quantizers and fits calibrate on."
+    ),
     corpus: str | None = options.CORPUS,
     tokens: int = options.TOKENS,
     sequence_length: int = options.SEQUENCE,
@@ -51,11 +61,19 @@ def evaluate(
     names = tuple(unit.name for unit in units)
     assignment = Assignment.uniform(names, uniform) if parsed is None else parsed.assignment
 
+    from dse.emulate.compensate import WeightRecipe, apply_recipe
     from dse.evaluate.effective_bits import effective_bits
     from studies.measuring import Bench
 
-    evaluator = Bench.of(source, graph, units, quality, seed).finalist_evaluator()
+    recipe = WeightRecipe(transform=transform, quantizer=quantizer, fit=fit, seed=seed)
+    bench = Bench.of(source, graph, units, quality, seed)
+    evaluator = bench.finalist_evaluator()
     with ConsoleProgress() as progress:
+        if not recipe.is_plain:
+            progress.step(f"quantizing the weights ({transform}, {quantizer}, {fit})")
+            formats = evaluator.model.formats_of(assignment)
+            calibration = bench.calibration_sample(calibration_tokens)
+            apply_recipe(evaluator.model, formats, recipe, calibration, progress.advance)
         progress.step("measuring full precision")
         baseline = evaluator.reference(progress.advance)
         progress.step("measuring the quantized model")
@@ -71,6 +89,9 @@ def evaluate(
         "sequence_length": measured.sequence_length,
         "corpus": evaluator.sample.corpus,
         "dtype": dtype,
+        "quantizer": quantizer,
+        "fit": fit,
+        "transform": transform,
         "time_s": measured.time_s,
         "note": source.note,
     }

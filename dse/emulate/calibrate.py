@@ -75,7 +75,7 @@ def walk_blocks(
     action: BlockAction,
     progress: Progress | None = None,
 ) -> None:
-    """Show ``action`` each block's input statistics, in order, and let its weights make the next block's inputs.
+    """Show ``action`` the input statistics of each block, and let its weights make the next inputs.
 
     Args:
         model: the model, which is back in its first state afterwards.
@@ -100,7 +100,7 @@ def walk_blocks(
                 progress(index + 1, len(layers))
 
 
-class _Reached(Exception):  # noqa: N818
+class _Reached(Exception):
     """Stops a forward pass at the first block."""
 
 
