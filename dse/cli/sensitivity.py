@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from dse.cli import options
 from dse.cli.output import emit_json, note, table
+from dse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dse.sensitivity.table import SensitivityTable
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +21,15 @@ def register(app: typer.Typer) -> None:
 
 def sensitivity(
     model: str = options.MODEL,
-    metric: str = typer.Option("kl", "--metric", help="kl (measured), variance or variance_stochastic."),
+    metric: str = typer.Option(
+        "kl",
+        "--metric",
+        help="kl or jsd (measured); variance, variance_stochastic, output_mse, first_order, fisher, "
+        "hessian_trace, trace_error, obs_salience, obs_error, activation_norm, random.",
+    ),
+    compare: bool = typer.Option(
+        False, "--compare", help="Every metric's rank correlation with measured KL instead of one table."
+    ),
     precisions: str = options.PRECISIONS,
     granularity: str = options.GRANULARITY,
     runtime: str = options.RUNTIME,
@@ -49,7 +63,19 @@ def sensitivity(
     from studies.measuring import Bench, sensitivity_cache
 
     METRICS.get(metric)
+    if compare and granularity == "block" and len(units) < 3:
+        raise ConfigError("a correlation over fewer than 3 units says nothing (try --granularity linear)")
     evaluator = Bench.of(source, graph, units, quality, seed).sensitivity_evaluator()
+    if compare:
+        with ConsoleProgress() as progress:
+            tables = {}
+            for name in ("kl", *(other for other in METRICS if other != "kl")):
+                progress.step(f"measuring {name} of {len(units)} units at {len(choices)} precisions")
+                tables[name] = measure_sensitivity(
+                    name, evaluator, units, choices, cache=sensitivity_cache(), progress=progress.advance
+                )
+        _show_comparison(model, tables, as_json=as_json)
+        return
     with ConsoleProgress() as progress:
         progress.step(f"measuring {metric} of {len(units)} units at {len(choices)} precisions")
         measured = measure_sensitivity(
@@ -66,3 +92,28 @@ def sensitivity(
             for name, row in zip(measured.units, measured.penalty, strict=True)
         ],
     )
+
+
+def _show_comparison(model: str, tables: dict[str, SensitivityTable], *, as_json: bool) -> None:
+    """Print Spearman's rho of every metric with measured KL: over all cells and over the units of a width."""
+    from dse.sensitivity.correlation import rank_correlation, rank_correlation_by_precision
+
+    measured = tables["kl"]
+    rows = {
+        name: {"all": rank_correlation(table_, measured), **rank_correlation_by_precision(table_, measured)}
+        for name, table_ in tables.items()
+        if name != "kl"
+    }
+    if as_json:
+        emit_json({"model": model, "reference": "kl", "n_tokens": measured.n_tokens, "spearman": rows})
+        return
+    columns = list(next(iter(rows.values())))
+    table(
+        f"{model}: rank correlation with measured KL over {len(measured.units)} units",
+        ("metric", *(column.partition("/")[0] for column in columns)),
+        [(name, *(_rho(row[column]) for column in columns)) for name, row in rows.items()],
+    )
+
+
+def _rho(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"

@@ -89,7 +89,7 @@ def walk_blocks(
     with torch.inference_mode():
         hidden, options = _first_inputs(model, layers[0], batches)
         for index, layer in enumerate(layers):
-            with _observed(model, paths[index]) as statistics:
+            with observed_inputs(model, paths[index]) as statistics:
                 outputs = [_run(layer, x, rest) for x, rest in zip(hidden, options, strict=True)]
             replaced = action(index, _distinct(statistics))
             if replaced:
@@ -134,7 +134,7 @@ def _run(layer: nn.Module, x: Tensor, options: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def _observed(model: EmulatedModel, paths: Sequence[str]) -> Iterator[dict[str, list[InputStatistics]]]:
+def observed_inputs(model: EmulatedModel, paths: Sequence[str]) -> Iterator[dict[str, list[InputStatistics]]]:
     """Collect statistics by path; linears that read the very same tensor share one object."""
     found: dict[str, list[InputStatistics]] = {path: [] for path in paths}
     last: list[tuple[Tensor, InputStatistics]] = []

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+import dse.sensitivity.control
+import dse.sensitivity.divergence
+import dse.sensitivity.gradients
+import dse.sensitivity.inputs
 import dse.sensitivity.kl
 import dse.sensitivity.variance  # noqa: F401  (registers its metrics)
 from dse.content import canonical_json, content_hash, write_atomic
@@ -33,7 +37,7 @@ def measure_sensitivity(
     """Return the penalty of every unit at every precision, each quantized alone.
 
     Args:
-        metric: a registered name: "kl", "variance", "variance_stochastic".
+        metric: a registered name, see ``METRICS``.
         evaluator: model and calibration tokens; for "kl" a float32 model with ``keep_prefix`` (bfloat16 has a
             noise floor above the effect of 8 bits).
         units: rows; precisions: columns.
