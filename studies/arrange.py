@@ -25,6 +25,7 @@ from studies.prepare import Prepared
 from studies.result import Predicted
 from studies.schema import Study
 
+PLAN_GAP_FRAC = 5e-7  # below what is called optimal
 MAX_RELAXATIONS = 4000  # a limit that, unlike seconds, stops at the same place on every machine
 
 
@@ -107,7 +108,7 @@ class Arranger:
         goal = replace(goal or Goal(), theta_s=theta_s)
         for usable in self._kv_groups(self.searched):
             problem = self._problem(usable, with_energy="energy" in goal.quantities)
-            planner = Planner(problem.problem, goal, Limits(time_s=time_limit_s))
+            planner = Planner(problem.problem, goal, Limits(time_s=time_limit_s, gap_frac=PLAN_GAP_FRAC))
             solution = with_ties_broken(planner, planner.solve(max_penalty), max_penalty)
             candidate = self._candidate(problem, solution, "plan", "exact")
             if candidate is not None:

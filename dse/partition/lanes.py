@@ -116,6 +116,16 @@ class Lane:
         """(n, L + 1) prefix counts of the layers that the device cannot run at all."""
         return _prefix((~self.usable.any(axis=2)).astype(float))
 
+    @cached_property
+    def same_as_next(self) -> NDArray[np.bool_]:
+        """(n, L - 1) whether a layer and the next one are interchangeable on a stage."""
+        same = (self.memory[1:] == self.memory[:-1]).all(axis=1)
+        same &= (self.penalty[1:] == self.penalty[:-1]).all(axis=1)
+        alike = np.broadcast_to(same, (self.n, len(same))).copy()
+        for table in (self.prefill_s, self.decode_s, self.usable, *self.extra):
+            alike &= (table[:, 1:] == table[:, :-1]).all(axis=2)
+        return alike
+
     def fits(self, cuts: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which cuts (C, n + 1) fit into memory with every layer at its smallest usable choice."""
         stages = np.arange(self.n)

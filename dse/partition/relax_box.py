@@ -45,7 +45,7 @@ def relax_box(lane: Lane, lo: Boundaries, hi: Boundaries, max_penalty: float | N
     n_tail = coupling.matrix.shape[1] - n_cols
     columns = np.arange(n_cols)
     one_each = sparse.csr_matrix((np.ones(n_cols), (layer, columns)), shape=(n_layers, n_cols + n_tail))
-    staircase = _staircase(stage, layer, n, n_layers, n_cols + n_tail)
+    staircase = staircase_rows(stage, layer, n, n_layers, n_cols + n_tail)
     solved = run_linear_program(
         coupling.objective,
         sparse.vstack([one_each, staircase, sparse.csr_matrix(coupling.matrix)]).tocsr(),
@@ -68,7 +68,9 @@ def relax_box(lane: Lane, lo: Boundaries, hi: Boundaries, max_penalty: float | N
     return RelaxedBox(multipliers, mean, np.sqrt(np.maximum(square - mean**2, 0.0)))
 
 
-def _staircase(stage: NDArray[np.int64], layer: NDArray[np.int64], n: int, n_layers: int, n_cols: int) -> Any:
+def staircase_rows(
+    stage: NDArray[np.int64], layer: NDArray[np.int64], n: int, n_layers: int, n_cols: int
+) -> Any:
     """Rows: the share of layer i on stages 0..s is at least that of layer i + 1, s < n - 1."""
     rows, cols, values = [], [], []
     columns = np.arange(len(stage))

@@ -127,3 +127,30 @@ def test_mid_size_equals_mixed_integer_program(seed: int) -> None:
         if expected is not None:
             assert solution.value == pytest.approx(expected, rel=1e-7)
             assert solution.status == "optimal"
+
+
+@pytest.mark.parametrize("start", range(0, 30, 10))
+def test_interchangeable_layers_branch_on_counts(start: int) -> None:
+    """Runs of equal layers with enumerations too small to help, so that every cut is branched."""
+    n_branched = 0
+    for seed in range(start, start + 10):
+        problem = random_problem(seed)
+        of_layer = np.array([0, 0, 0, 3, 3, 3] if seed % 2 else [0, 0, 0, 0, 0, 0])
+        problem = replace(
+            problem,
+            prefill_s=problem.prefill_s[:, :, of_layer],
+            decode_s=problem.decode_s[:, :, of_layer],
+            allowed=problem.allowed[:, of_layer],
+            memory_bytes=problem.memory_bytes[of_layer],
+            penalty=problem.penalty[of_layer],
+        )
+        for goal in goals(seed):
+            expected = exhaustive(problem, goal)
+            planner = Planner(problem, goal, Limits(first_labels=1, max_labels=1))
+            solution = planner.solve(goal.max_penalty)
+            assert (solution.value is None) == (expected is None)
+            if expected is not None:
+                assert solution.status == "optimal"
+                assert solution.value == pytest.approx(expected[0], rel=1e-9)
+            n_branched += planner.last.n_branched if planner.last else 0
+    assert n_branched > 0
