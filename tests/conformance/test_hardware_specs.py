@@ -215,7 +215,7 @@ def test_unknown_stays_unknown():
 
 @devices
 def test_no_kernel_reads_faster_than_the_memory(name):
-    """Fitted efficiencies stay below 1 / 0.97, so a batch-1 decode never beats bandwidth over weight bytes."""
+    """Fitted efficiencies stay below 1 / 0.97: a batch-1 decode never beats bandwidth over weight bytes."""
     spec = load_device(name)
     for profile in spec.kernels:
         assert profile.byte_eff_frac <= 1 / 0.97 + 1e-3, profile.name
