@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dse.emulate.cache_policy import attend
 from dse.formats.precision import NumberFormat
 from dse.quantize.fake import fake_quantize
 
@@ -60,6 +61,13 @@ def quantized_cache_attention(
     if rotation is not None:  # the same turn of both leaves their products alone
         query, key = rotation.apply(query), rotation.apply(key)
     cache = getattr(module, "dse_cache", None)
+    policy = getattr(module, "dse_policy", None)
+    if policy is not None:
+        if cache is not None:
+            cache.n_reads += 1
+        fmt = None if cache is None else cache.fmt
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
+        return attend(query, key, value, scaling, fmt, policy), None
     if cache is not None and cache.fmt is not None:
         cache.n_reads += 1
         key, value = fake_quantize(key, cache.fmt), fake_quantize(value, cache.fmt)

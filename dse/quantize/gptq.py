@@ -11,7 +11,8 @@ every column is brought up to date at once, the columns behind it once per block
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -149,10 +150,22 @@ def gptq(
         w[:, rest], h[rest][:, rest], segments, fit, None if importance is None else importance[:, rest]
     )
     static = [job.scales(segment) for segment in segments] if order != "natural" or job.is_static else None
-    columns, loss = _sweep(w[:, permutation].clone(), upper, turn, job, static, block_columns)
+    with one_thread():
+        columns, loss = _sweep(w[:, permutation].clone(), upper, turn, job, static, block_columns)
     out = torch.empty_like(columns)
     out[:, permutation] = columns
     return GptqResult(out.to(weight.dtype), loss, tuple(kept.tolist()))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread: a sweep is many small steps, whose thread wake-ups cost more than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Job:
