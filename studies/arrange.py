@@ -38,6 +38,7 @@ class Candidate:
     plan: Plan
     predicted: Predicted
     solution: Solution
+    problem: TableProblem | None = None
 
     @property
     def solver(self) -> dict[str, Any]:
@@ -224,7 +225,7 @@ class Arranger:
         plan = problem.plan_from(
             solution.arrangement, model=self.study.model, granularity=self.study.granularity, name=name
         )
-        return Candidate(name, origin, plan, self.predict(plan), solution)
+        return Candidate(name, origin, plan, self.predict(plan), solution, problem)
 
     def predict(self, plan: Plan) -> Predicted:
         """Return what the models say of a plan."""

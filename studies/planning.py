@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from dse.errors import ConfigError, NoFeasiblePlan
 from dse.partition.problem import Goal
+from dse.partition.what_if import Change, lost_devices
 from dse.sensitivity.noise import METRIC as NOISE
 from dse.sensitivity.noise import noise_table
 from dse.sensitivity.table import SensitivityTable
@@ -22,6 +23,14 @@ class Planned:
     candidate: Candidate
     prepared: Prepared
     sensitivity: SensitivityTable
+    goal: Goal
+
+    def what_if_lost(self) -> list[Change]:
+        """Plan again without each of the plan's devices, from the plan."""
+        candidate = self.candidate
+        if candidate.problem is None or candidate.solution.arrangement is None:
+            return []
+        return list(lost_devices(candidate.problem.problem, self.goal, candidate.solution.arrangement))
 
 
 def fastest_plan(
@@ -65,7 +74,8 @@ def fastest_plan(
     candidate = arranger.fastest(max_penalty, theta_s, time_limit_s, goal)
     if candidate is None:
         raise NoFeasiblePlan(arranger.why_infeasible(max_penalty, goal))
-    return Planned(candidate, prepared, sensitivity)
+    solved_for = replace(goal or Goal(), theta_s=theta_s, max_penalty=max_penalty)
+    return Planned(candidate, prepared, sensitivity, solved_for)
 
 
 def _resolved_metric(study: Study) -> tuple[Study, bool]:

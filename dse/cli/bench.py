@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dse.cli import options
+from dse.cli.bench_planner import planner
 from dse.cli.output import emit_json, note, si, table
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ commands = typer.Typer(no_args_is_help=True, help="Predictions against measured 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    commands.command("planner")(planner)
     app.add_typer(commands, name="bench")
 
 

@@ -15,7 +15,8 @@ from dse.errors import ConfigError
 from dse.partition.serving import serving_flags
 
 if TYPE_CHECKING:
-    from dse.partition.problem import Goal, Objective
+    from dse.partition.problem import Goal, Objective, Solution
+    from dse.partition.what_if import Change
     from dse.sensitivity.table import SensitivityTable
     from studies.arrange import Candidate
     from studies.prepare import Prepared
@@ -76,6 +77,7 @@ def plan(
     corpus: str | None = options.CORPUS,
     seed: int = options.SEED,
     time_limit: float = typer.Option(60.0, "--time-limit", min=0.1, help="Seconds for the solver."),
+    what_if: bool = typer.Option(False, "--what-if", help="Also plan again without each device of the plan."),
     out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan to this JSON file."),
     as_json: bool = options.JSON,
 ) -> None:
@@ -121,7 +123,10 @@ def plan(
         found = fastest_plan(
             study, progress, max_penalty=max_penalty, theta_s=theta, time_limit_s=time_limit, goal=goal
         )
+    changes = found.what_if_lost() if what_if else []
     document = _document(found.candidate)
+    if what_if:
+        document["what_if"] = [_change(change) for change in changes]
     if out is not None:
         from dse.content import write_atomic
 
@@ -131,6 +136,8 @@ def plan(
         emit_json(document)
         return
     _show(found.candidate, found.prepared, found.sensitivity, study, goal)
+    if what_if:
+        _show_changes(changes, found.candidate.solution)
 
 
 def _objective(name: str) -> Objective:
@@ -189,3 +196,35 @@ def _show(
     typer.echo(
         f"penalty: {solution.penalty:.4g} {sensitivity.unit} ({sensitivity.metric}, {sensitivity.provenance})"
     )
+
+
+def _change(change: Change) -> dict[str, Any]:
+    solution = change.solution
+    return {
+        "what": change.what,
+        "status": solution.status,
+        "value": solution.value,
+        "bound": solution.bound,
+        "gap_frac": solution.gap_frac,
+        "time_s": solution.time_s,
+        "moved_layers": list(change.moved_layers),
+        "moved_bytes": change.moved_bytes,
+        "binding": solution.binding,
+    }
+
+
+def _show_changes(changes: list[Change], before: Solution) -> None:
+    rows = []
+    for change in changes:
+        solution = change.solution
+        if solution.value is None or before.value is None:
+            rows.append((change.what, "no plan", "", "", "", f"{solution.time_s:.2f} s"))
+            note(f"{change.what}: {solution.binding}")
+            continue
+        gap = 0.0 if solution.gap_frac is None else solution.gap_frac
+        worse = f"{solution.value / before.value - 1:+.1%}"
+        moved = f"{len(change.moved_layers)} ({si(change.moved_bytes, 'B')})"
+        rows.append(
+            (change.what, f"{solution.value:.4f}", worse, f"{gap:.1g}", moved, f"{solution.time_s:.2f} s")
+        )
+    table("What if", ("change", "value", "against the plan", "gap", "layers that change", "solved in"), rows)

@@ -272,7 +272,7 @@ class LaneFactory:
         return prices is not None and all(prices[device] is not None for device in devices)
 
     def _kind(self, devices: tuple[int, ...]) -> object:
-        """Return what makes two sequences equal: device types and the transfers between neighbours."""
+        """Return what makes two sequences equal: types, memory, prices, and transfers between neighbours."""
         problem = self.problem
         ring = list(zip(devices, devices[1:] + devices[:1], strict=True))
         hops = [
@@ -280,7 +280,11 @@ class LaneFactory:
         ]
         if self.goal.formula != "llmpq" or len(devices) == 1:
             hops = hops[:-1]
-        types = tuple((problem.device_types[d], float(problem.capacity_bytes[d])) for d in devices)
+        prices = problem.price_usd_per_h if "cost" in self.goal.quantities else None
+        types = tuple(
+            (problem.device_types[d], float(problem.capacity_bytes[d]), None if prices is None else prices[d])
+            for d in devices
+        )
         return types, tuple(hops)
 
     def _lane(self, devices: tuple[int, ...], p: int, d: int) -> Lane:

@@ -87,7 +87,7 @@ class Planner:
             value = objective_s(self.problem, goal, arrangement)
             penalty = penalty_of(self.problem, arrangement)
             if (value, penalty) < (best.value, best.penalty):
-                best = _as_incumbent(self.problem, lanes, arrangement, value, penalty)
+                best = _as_incumbent(self.problem, goal, lanes, arrangement, value, penalty)
         return best
 
 
@@ -160,7 +160,12 @@ def _widened(max_penalty: float) -> float:
 
 
 def _as_incumbent(
-    problem: PipelineProblem, lanes: list[Lane], arrangement: Arrangement, value: float, penalty: float
+    problem: PipelineProblem,
+    goal: Goal,
+    lanes: list[Lane],
+    arrangement: Arrangement,
+    value: float,
+    penalty: float,
 ) -> Incumbent:
     """Express an arrangement in a lane, for which interchangeable devices may have to change places."""
     p = problem.prefill_micro_batches.index(arrangement.prefill_micro_batch)
@@ -177,7 +182,7 @@ def _as_incumbent(
     cut = np.array([0, *(stage[2] for stage in arrangement.stages)])
     for lane in alike:
         moved = _arrangement(problem, lane, cut, np.asarray(arrangement.choices))
-        if abs(objective_s(problem, Goal(), moved) - objective_s(problem, Goal(), arrangement)) <= 1e-12:
+        if abs(objective_s(problem, goal, moved) - value) <= REL_TOL * abs(value):
             return Incumbent(value, penalty, lane, cut, np.asarray(arrangement.choices))
     return Incumbent()
 
