@@ -33,8 +33,8 @@ def describe_model(prepared: Prepared, study: Study) -> dict[str, Any]:
         "n_layers": graph.n_layers,
         "hidden_size": graph.hidden_size,
         "vocab_size": graph.vocab_size,
-        "prefill_flop": float(graph.total("flop")(workload.batch, prompt, prompt)),
-        "decode_flop": float(graph.total("flop")(workload.batch, 1, total)),
+        "prefill_flop": float(graph.at("flop", workload.batch, prompt, prompt)),
+        "decode_flop": float(graph.at("flop", workload.batch, 1, total)),
         "kv_bytes_per_token": 2 * graph.kv_elements_per_token,
         "note": prepared.source.note,
     }

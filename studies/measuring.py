@@ -55,7 +55,7 @@ class Bench:
 
     def finalist_evaluator(self) -> QualityEvaluator:
         """Return the evaluator of whole plans: the evaluation split, in the study's dtype."""
-        sample = self._sample("evaluation", self.quality.tokens, self.quality.sequence_length)
+        sample = self._sample("evaluation", self.quality.tokens)
         return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
     def sensitivity_evaluator(self) -> QualityEvaluator:
@@ -66,21 +66,21 @@ class Bench:
         model = EmulatedModel.load(
             self._folder, self.graph, self.units, dtype=SENSITIVITY_DTYPE, store_bytes=SENSITIVITY_STORE_BYTES
         )
-        quality = self.quality
-        sample = self._sample("calibration", quality.sensitivity_tokens, quality.sensitivity_sequence_length)
+        sample = self._sample("calibration", self.quality.sensitivity_tokens)
         return QualityEvaluator(model, sample, cache=cache_dir() / "quality", keep_prefix=True)
 
     def trial_evaluator(self) -> QualityEvaluator:
         """Return the evaluator of trials: the calibration split, in the study's dtype."""
-        sample = self._sample("calibration", self.quality.trial_tokens, self.quality.sequence_length)
+        sample = self._sample("calibration", self.quality.trial_tokens)
         return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
 
     def calibration_sample(self, n_tokens: int) -> TokenSample:
         """Return tokens of the calibration split, which no evaluation sees."""
-        return self._sample("calibration", n_tokens, self.quality.sequence_length)
+        return self._sample("calibration", n_tokens)
 
-    def _sample(self, split: Split, n_tokens: int, sequence_length: int) -> TokenSample:
-        length, limit = min(sequence_length, n_tokens), self.graph.max_context
+    def _sample(self, split: Split, n_tokens: int) -> TokenSample:
+        """Draw whole sequences, at least one; one length for all keeps the splits apart."""
+        length, limit = self.quality.sequence_length, self.graph.max_context
         if limit is not None and length > limit:
             raise ConfigError(
                 f"is {length}, but {self.graph.model} ends at {limit} tokens", path="quality.sequence_length"
@@ -88,7 +88,7 @@ class Bench:
         return sample_tokens(
             self.corpus,
             tokenize(self.corpus, self._folder),
-            n_tokens=n_tokens // length * length,
+            n_tokens=max(n_tokens // length, 1) * length,
             sequence_length=length,
             seed=self.seed,
             split=split,

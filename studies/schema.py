@@ -22,8 +22,8 @@ class QualitySpec:
     Attributes:
         corpus: path of a text file, or None for the embedded corpus.
         tokens: of a finalist; trial_tokens: of one trial; sensitivity_tokens: of one (unit, precision).
-        sequence_length: tokens per sequence, or all of a smaller sample; sensitivity_sequence_length: for the
-            sensitivities, where many short sequences say more in the same time.
+        sequence_length: tokens per sequence, the same for all samples, which keeps calibration and evaluation
+            apart.
         dtype: "bfloat16" or "float32".
         tolerance_frac: the recommended plan may lose at most this share of perplexity.
     """
@@ -33,7 +33,6 @@ class QualitySpec:
     sensitivity_tokens: int = 1024
     trial_tokens: int = 1024
     sequence_length: int = 512
-    sensitivity_sequence_length: int = 128
     dtype: str = "bfloat16"
     tolerance_frac: float = 0.05
 
@@ -95,7 +94,6 @@ class _QualityFile(Closed):
     sensitivity_tokens: int = Field(default=1024, ge=2)
     trial_tokens: int = Field(default=1024, ge=2)
     sequence_length: int = Field(default=512, ge=2)
-    sensitivity_sequence_length: int = Field(default=128, ge=2)
     dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
     tolerance_frac: float = Field(default=0.05, ge=0)
 

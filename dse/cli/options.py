@@ -37,7 +37,6 @@ CORPUS = typer.Option(None, "--corpus", help="Text file; without it the embedded
 DTYPE = typer.Option("bfloat16", "--dtype", help="bfloat16 or float32, of the emulated forward passes.")
 TOKENS = typer.Option(8192, "--tokens", help="Evaluation tokens.")
 SEQUENCE = typer.Option(512, "--sequence-length", help="Tokens per sequence.")
-SENSITIVITY_SEQUENCE = typer.Option(128, "--sequence-length", help="Tokens per calibration sequence.")
 SEED = typer.Option(0, "--seed", help="Seed of everything random.")
 
 

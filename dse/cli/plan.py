@@ -73,7 +73,7 @@ def plan(
     max_cost: float | None = typer.Option(None, "--max-cost", min=0, help="USD per million tokens."),
     max_devices: int | None = typer.Option(None, "--max-devices", min=1, help="Devices a plan may use."),
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens of a measured metric."),
-    sequence_length: int = options.SENSITIVITY_SEQUENCE,
+    sequence_length: int = options.SEQUENCE,
     corpus: str | None = options.CORPUS,
     seed: int = options.SEED,
     time_limit: float = typer.Option(60.0, "--time-limit", min=0.1, help="Seconds for the solver."),
@@ -105,7 +105,7 @@ def plan(
         metric=metric,
         seed=seed,
         quality=QualitySpec(
-            corpus=corpus, sensitivity_tokens=tokens, sensitivity_sequence_length=sequence_length
+            corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length
         ),
     )
     n_tokens = study.workload.batch * study.workload.output_tokens

@@ -35,7 +35,7 @@ def sensitivity(
     runtime: str = options.RUNTIME,
     corpus: str | None = options.CORPUS,
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens."),
-    sequence_length: int = options.SENSITIVITY_SEQUENCE,
+    sequence_length: int = options.SEQUENCE,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
@@ -52,7 +52,7 @@ def sensitivity(
     ties = load_runtime(runtime).ties
     options.check_sizes(tokens=tokens, sequence_length=sequence_length)
     quality = QualitySpec(
-        corpus=corpus, sensitivity_tokens=tokens, sensitivity_sequence_length=sequence_length
+        corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length
     )
     source = with_weights(resolve_model(model), note)
     graph = load_graph(source)
