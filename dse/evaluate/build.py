@@ -111,7 +111,10 @@ def build_cost_table(
         activation_bytes=_per_phase(
             sizes, lambda batch, query, context: activation_peak_elements(graph, batch, query, context)
         ),
-        hop_bytes=_per_phase(sizes, lambda batch, query, _: batch * query * graph.hidden_size),
+        hop_bytes=_per_phase(
+            sizes,
+            lambda batch, query, context: batch * _crossing(graph, query, context) * graph.hidden_size,
+        ),
         reserve_bytes=np.array([spec.reserve_bytes for spec, _ in members]),
         static_w=np.array([(value or 0.0) * n for value, (_, n) in zip(static, members, strict=True)]),
         static_known=np.array([value is not None for value in static]),
@@ -137,6 +140,11 @@ def _kv_bytes(attentions: Sequence[Attention], precisions: Sequence[Precision], 
         for attention in attentions
     ]
     return np.asarray(table, dtype=np.float64).reshape(len(attentions), len(precisions))
+
+
+def _crossing(graph: OperatorGraph, query: float, context: float) -> float:
+    """Return the positions that cross a cut: in the first pass an encoder's too."""
+    return query + (graph.source_tokens or 0) if query == context else query
 
 
 def _per_phase(sizes: Sizes, elements: Callable[[Array, float, float], Floats]) -> Array:

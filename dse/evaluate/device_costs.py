@@ -24,6 +24,7 @@ from dse.evaluate.lowering import (
     linear_rows,
     linear_work,
     lower,
+    runs,
     weight_bytes,
 )
 from dse.evaluate.sizes import PhaseSizes, Sizes
@@ -51,7 +52,8 @@ class Prepared:
     """What is the same on every device.
 
     ``rows`` (P, M, O) tokens of each linear; ``stored`` (O, Q) weight bytes; ``row_bytes`` (O, Q) one row of
-    activations; ``used`` (P, M, O) the share of its matrices that a linear reads, 1 without experts, and
+    activations; ``used`` (P, M, O) the share of its matrices that a linear reads, 1 without experts and 0 in
+    a phase that does not run it, and
     ``matrices`` (O,) how many there are; ``launches`` (O,) kernel launches;
     ``elementwise`` the (P, M, E) work of element-wise operators.
     """
@@ -85,8 +87,11 @@ def prepare(
         for _, batch, query, context in phases
     ]
     used = [
-        [np.broadcast_to(active_frac(op, batch, query), np.shape(batch)) for op in stack.linears]
-        for _, batch, query, _ in phases
+        [
+            np.broadcast_to(active_frac(op, batch, query) * runs(op, phase), np.shape(batch))
+            for op in stack.linears
+        ]
+        for phase, batch, query, _ in phases
     ]
     matrices = [1 if op.experts is None else op.experts.n_experts for op in stack.linears]
     stored = [[weight_bytes(op, precision.weights) for precision in precisions] for op in stack.linears]
@@ -260,7 +265,7 @@ def _linear_costs(
             prepared.stored[:, members] * (used / pricer.n_devices),
             prepared.row_bytes[:, members] * (of_inputs * matrices),
         )
-        work = replace(work, n_launches=prepared.launches[:, None])
+        work = replace(work, n_launches=prepared.launches[:, None] * (used > 0))
         costs[..., members] = pricer(work, (*prepared.rows.shape, len(members)))
     return costs
 

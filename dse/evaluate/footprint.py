@@ -26,12 +26,14 @@ def activation_peak_elements(graph: OperatorGraph, batch: Floats, query: Floats,
     """Return the largest number of live activation elements of one micro-batch on a stage.
 
     Of one block: operators run in graph order; a tensor lives from its producer to its last consumer, the
-    block's input from the start. Of the epilogue: each operator's inputs and outputs at once, which holds
-    the logits. The larger one counts for every stage, which is an upper bound for one without the head.
-    Attention scores are never whole in memory (fused kernels); fragmentation is not modelled.
+    block's input from the start; an encoder before the blocks counts as one. Of the epilogue: each operator's
+    inputs and outputs at once, which holds the logits. The larger one counts for every stage, which is an
+    upper bound for one without the head. Attention scores are never whole in memory (fused kernels);
+    fragmentation is not modelled.
     """
     last = 1.0  # position of each sequence whose logits are needed
-    peaks = [_block_peak(block, batch, query, context) for block in graph.blocks]
+    parts = graph.blocks if graph.source_tokens is None else (graph.prologue, *graph.blocks)
+    peaks = [_block_peak(block, batch, query, context) for block in parts]
     peaks += [
         op.read_elements(batch, last, context) + op.write_elements(batch, last, context)
         for op in graph.epilogue.ops
@@ -94,10 +96,10 @@ def kv_bytes_per_token(attention: Attention, fmt: NumberFormat, total_context: i
     """Return the cached bytes of one position in one layer, scales included.
 
     A sliding window keeps its own positions only: the mean over ``total_context`` positions, so that times
-    the context it is what the cache holds at full length.
+    the context it is what the cache holds at full length. So is the mean of what cross-attention keeps.
     """
-    if not attention.causal:
-        return 0.0  # an encoder keeps nothing
     kept_frac = 1.0 if attention.window is None else min(1.0, attention.window / total_context)
+    if not attention.causal:  # an encoder keeps nothing, attention across to it all its positions
+        kept_frac = (attention.source_tokens or 0) / total_context if attention.cross else 0.0
     bits = kv_bits_per_token(fmt, attention.cached_heads, int(attention.cached_dim))
     return kept_frac * bits / BITS_PER_BYTE

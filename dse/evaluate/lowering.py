@@ -47,6 +47,11 @@ def bias_bytes(op: Op) -> float:
     return SIXTEEN_BIT_BYTES * _weight_shape(op)[0] if op.has_bias else 0.0
 
 
+def runs(op: Op, phase: Phase) -> bool:
+    """Return whether a phase runs an operator: decode steps leave out what runs once for a request."""
+    return phase == "prefill" or not op.once
+
+
 def linear_rows(op: Op, batch: Floats, query: Floats, context: Floats) -> Floats:
     """Return m of the product: the tokens that a linear processes, from its multiply-adds.
 
@@ -120,12 +125,16 @@ def attention_work(
 
     Prefill: causal pairs; every key and value is read once (then it is in a cache) and the new ones are
     written. The tiles of kernels are the cost model's business. Decode: the cached keys and values are read,
-    one token's written. A sliding window bounds what is attended to and read.
+    one token's written. A sliding window bounds what is attended to and read. Cross-attention keeps the keys
+    and values of the encoder's positions in the prefill, and reads them in every pass.
     """
     heads, width = attention.n_heads, attention.n_heads * attention.product_dim
     cached_heads, cached_dim = attention.cached_heads, int(attention.cached_dim)
     token_bytes = kv_bits_per_token(kv, cached_heads, cached_dim) / BITS_PER_BYTE
     kv_width = cached_heads * cached_dim
+    source = attention.source_tokens
+    if source is not None:  # keys and values of an encoder's input
+        query, context = (query if attention.cross else source), np.full(np.shape(context), float(source))
     window = attention.window
     is_prefill = phase == "prefill"
     pairs = causal_pairs(query, context, window)
@@ -136,6 +145,11 @@ def attention_work(
         attended = np.minimum(attended, np.asarray(query, dtype=np.float64) + window - 1)
     expand = 0.0 if kv.is_float else EXPAND_OPS_PER_ELEMENT * batch * attended * 2.0 * kv_width
     fresh = batch * np.asarray(query, dtype=np.float64)
+    kept: Floats = fresh
+    if attention.cross:  # kept from the first pass on
+        kept = batch * context if is_prefill else 0.0 * fresh
+    elif source is not None:
+        kept = 0.0 * fresh
     return Work(
         kernel="attention_prefill" if is_prefill else "attention_decode",
         profile="attention_prefill" if is_prefill else "attention_decode",
@@ -143,7 +157,7 @@ def attention_work(
         flop=4.0 * batch * width * pairs,
         vector_flop=batch * heads * pairs + (0.0 if is_prefill else expand),
         read_bytes=fresh * width * SIXTEEN_BIT_BYTES + batch * attended * token_bytes,
-        write_bytes=fresh * (width * SIXTEEN_BIT_BYTES + token_bytes),
+        write_bytes=fresh * width * SIXTEEN_BIT_BYTES + kept * token_bytes,
         rows=query,
         parallel=batch * (heads if is_prefill else attention.n_kv_heads),
         context=context if is_prefill else attended,
@@ -170,6 +184,11 @@ def elementwise_work(op: Op, compute: str, batch: Floats, query: Floats, context
     )
 
 
+def nothing(compute: str) -> Work:
+    """Return the work of an operator that does not run."""
+    return Work(kernel="elementwise", profile="elementwise", compute=compute, n_launches=0.0)
+
+
 def lower(
     op: Op,
     precision: Precision,
@@ -188,6 +207,8 @@ def lower(
     Raises:
         UnsupportedOnDevice: the device has no kernel for the precision.
     """
+    if not runs(op, phase):
+        return nothing(float_kind(spec))
     if op.kind == "linear":
         outputs, inputs = _weight_shape(op)
         used = active_frac(op, batch, query)

@@ -63,6 +63,7 @@ def assemble(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> O
         vocab_size=int(getattr(config, "vocab_size", 0)),
         parameters=skeleton.parameters,
         max_context=_max_context(config),
+        source_tokens=skeleton.source_tokens,
     )
 
 

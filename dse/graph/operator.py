@@ -32,6 +32,7 @@ class Attention:
             share (multi-head latent attention, DeepSeek-V2, arXiv 2405.04434, section 2.1), else None.
         causal: whether a token sees no later ones; encoders attend in both directions.
         cross: whether it attends to the encoder's output instead of the own sequence.
+        source_tokens: positions of the encoder's input where keys and values are made from that, else None.
     """
 
     n_heads: int
@@ -42,6 +43,7 @@ class Attention:
     latent_dim: int | None = None
     causal: bool = True
     cross: bool = False
+    source_tokens: int | None = None
 
     @property
     def product_dim(self) -> float:
@@ -105,6 +107,8 @@ class Op:
             read and written once in a pass, which the activation traffic includes.
         live_elements: activations that exist while it runs, where the module itself runs its operators one
             after the other and holds what its callers hold; without the cache.
+        once: whether it runs in the first pass of a request only (query = context): an encoder, and the
+            keys and values that cross-attention makes of the encoder's output.
     """
 
     name: str
@@ -125,6 +129,7 @@ class Op:
     experts: Experts | None = None
     state_elements: Extent = Extent()
     live_elements: Extent = Extent()
+    once: bool = False
 
     @property
     def role(self) -> str:
@@ -135,12 +140,16 @@ class Op:
         """Evaluate an Extent field; where attention slides, the context is what its cache still holds.
 
         A sliding cache keeps window - 1 positions, so ``query`` tokens see at most window - 1 + query of
-        them: all of a prefill, and the window in decode. The arguments broadcast.
+        them: all of a prefill, and the window in decode. What runs once is 0 after the first pass. The
+        arguments broadcast.
         """
         extent: Extent = getattr(self, field)
         if self.attention is not None and self.attention.window is not None:
             context = np.minimum(context, np.asarray(query) + (self.attention.window - 1))
-        return extent(batch, query, context)
+        sizes = extent(batch, query, context)
+        if self.once:
+            return sizes * (np.asarray(query) == np.asarray(context))
+        return sizes
 
     def cached_elements(self, batch: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
         """Return what the operator keeps of ``batch`` sequences after ``context`` positions."""
@@ -204,6 +213,9 @@ class OperatorGraph:
         prologue: operators before the first block (embeddings); epilogue: after the last (norm, lm_head).
         blocks: distinct block templates; together their ``layers`` are 0..n_layers-1.
         hidden_size: width of the residual stream, which is what crosses a pipeline cut.
+        source_tokens: of an encoder-decoder, the length of the encoder's input that sizes are for; its
+            encoder is in the prologue, its blocks are the decoder's, and (batch, query, context) are the
+            decoder's. None otherwise.
         parameters: equals the module's own count, shared matrices once.
     """
 
@@ -217,6 +229,7 @@ class OperatorGraph:
     parameters: int
     dtype: str = "bfloat16"
     max_context: int | None = None
+    source_tokens: int | None = None
 
     def __post_init__(self) -> None:
         covered = sorted(layer for block in self.blocks for layer in block.layers)

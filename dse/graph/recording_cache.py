@@ -50,6 +50,10 @@ class RecordingCache(Cache):
         super().__init__(layers=[kind() for kind in kinds])
         self._recorder = recorder
 
+    def beside(self) -> RecordingCache:
+        """Return an empty cache of as many layers for what cross-attention keeps of an encoder."""
+        return RecordingCache(self._recorder, (DynamicLayer,) * len(self.layers))
+
     def fill(self, layouts: tuple[CacheLayout, ...], batch: int, length: int) -> None:
         """Put ``length`` positions of ``batch`` sequences into every layer."""
         if length == 0:

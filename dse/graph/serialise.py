@@ -33,6 +33,7 @@ def graph_to_json(graph: OperatorGraph) -> dict[str, Any]:
         "parameters": graph.parameters,
         "dtype": graph.dtype,
         "max_context": graph.max_context,
+        **({} if graph.source_tokens is None else {"source_tokens": graph.source_tokens}),
         "prologue": _block_to_json(graph.prologue),
         "blocks": [_block_to_json(block) for block in graph.blocks],
         "epilogue": _block_to_json(graph.epilogue),
@@ -60,6 +61,7 @@ def graph_from_json(document: dict[str, Any], *, file: str | None = None) -> Ope
             parameters=document["parameters"],
             dtype=document["dtype"],
             max_context=document["max_context"],
+            source_tokens=document.get("source_tokens"),
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(f"is not an operator graph ({type(error).__name__}: {error})", file=file) from error
@@ -124,6 +126,7 @@ def _op_to_json(op: Op) -> dict[str, Any]:
         "attention": None if geometry is None else asdict(geometry),
         "experts": None if op.experts is None else asdict(op.experts),
         "tied_to": op.tied_to,
+        **({"once": True} if op.once else {}),
     }
 
 
@@ -143,4 +146,5 @@ def _op_from_json(document: dict[str, Any]) -> Op:
         attention=None if geometry is None else Attention(**geometry),
         tied_to=document["tied_to"],
         experts=None if experts is None else Experts(**experts),
+        once=document.get("once", False),
     )

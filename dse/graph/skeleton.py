@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     DynamicCache,
     initialization,
 )
@@ -43,6 +44,7 @@ from dse.graph.recording_cache import UNBOUNDED, CacheLayout
 from dse.graph.source import ModelSource
 
 LAYER_KINDS = ("layer_types", "layers_block_type")
+DEFAULT_SOURCE_TOKENS = 512  # the length that T5 was trained with (arXiv 1910.10683, section 3.1.2)
 INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
 
 
@@ -62,6 +64,8 @@ class Skeleton:
         cache_kinds: for each layer of the reduced module, the class of its layer in the cache.
         layouts: for each layer of the reduced module, what it keeps; known after a first pass.
         probe: sizes at which the module is run, and the polynomials that they determine.
+        source_tokens: of an encoder-decoder, the length of the encoder's input, else None; ``encoder``: the
+            module path of its encoder, which stays whole.
     """
 
     model: nn.Module
@@ -73,6 +77,8 @@ class Skeleton:
     cache_kinds: tuple[type[Any], ...]
     probe: Probe
     layouts: tuple[CacheLayout, ...] = ()
+    source_tokens: int | None = None
+    encoder: str = ""
 
     @property
     def kind_of(self) -> tuple[int, ...]:
@@ -100,7 +106,7 @@ def build_config(source: ModelSource) -> Any:
     """Return the transformers configuration object of a source.
 
     Raises:
-        ConfigError: unknown ``model_type``, an encoder-decoder, or values that the family does not allow.
+        ConfigError: unknown ``model_type``, or values that the family does not allow.
     """
     keywords = {k: v for k, v in source.config.items() if k != "model_type"}
     model_type = source.config["model_type"]
@@ -113,8 +119,6 @@ def build_config(source: ModelSource) -> Any:
         else:
             text = f"not a valid {model_type} configuration: {one_line(error)}"
         raise ConfigError(text, file=source.name) from error
-    if getattr(config, "is_encoder_decoder", False):
-        raise ConfigError(f"'{model_type}' is an encoder-decoder; only decoders are traced", file=source.name)
     return config
 
 
@@ -132,8 +136,8 @@ def _quiet() -> Iterator[None]:
 def build_module(source: ModelSource, *, attention: str = ATTENTION_NAME) -> nn.Module:
     """Return the module on the meta device in bfloat16, without weights.
 
-    A family of decoders gives its causal language model. What attends in both directions, and what is no
-    language model, gives the bare encoder without a head.
+    A family of decoders gives its causal language model, an encoder-decoder its generating model. What
+    attends in both directions, and what is no language model, gives the bare encoder without a head.
 
     Args:
         source: where the configuration comes from.
@@ -142,6 +146,13 @@ def build_module(source: ModelSource, *, attention: str = ATTENTION_NAME) -> nn.
     AttentionInterface.register(ATTENTION_NAME, traced_attention)
     ExpertsInterface.register(EXPERTS_NAME, routed_experts)
     config = build_config(source)
+    if getattr(config, "is_encoder_decoder", False):
+        model = _instantiate(AutoModelForSeq2SeqLM, config, attention, source).eval()
+        model.tie_weights()
+        if source.config.get("tie_word_embeddings") is False:  # transformers ties until it sees a checkpoint
+            head = model.get_output_embeddings()
+            head.weight = nn.Parameter(torch.empty_like(head.weight))
+        return model
     language_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     model = _instantiate(AutoModelForCausalLM if language_model else AutoModel, config, attention, source)
     if language_model and _attends_both_ways(model):
@@ -181,22 +192,17 @@ def build_skeleton(source: ModelSource) -> Skeleton:
     """
     model = build_module(source)
     _use_traced_experts(model)
+    if model.config.is_encoder_decoder:
+        return _with_decoder_layers(model, source)
     encoder = _attends_both_ways(model)
     probe = DECODER if not encoder else ENCODER if model.main_input_name == "input_ids" else VISION
     parameters = sum(parameter.numel() for parameter in model.parameters())
     config = model.config.get_text_config()
     path, layers = _find_layers(model, config.num_hidden_layers, source.name)
-    kept_in = [(DynamicLayer, None)] * len(layers) if encoder else _cache_layers(config, source.name)
-    kinds: dict[Any, list[int]] = {}
-    for index, layer in enumerate(layers):
-        kinds.setdefault((_signature(layer), kept_in[index]), []).append(index)
-    members = tuple(tuple(indices) for indices in kinds.values())
-    originals = [indices[0] for indices in members]
-    kept = [layers[index] for index in originals]
-    if len(layers) > 1:
-        originals.append(originals[0])
-        kept.append(copy.deepcopy(kept[0]))
-    _keep(model, path, kept, originals)
+    kept_in: list[tuple[type[Any], int | None]] = [(DynamicLayer, None)] * len(layers)
+    if not encoder:
+        kept_in = _cache_layers(config, source.name)
+    members, originals = _fold(model, path, layers, kept_in)
     return Skeleton(
         model=model,
         prefix=f"{path}.{{layer}}",
@@ -207,6 +213,52 @@ def build_skeleton(source: ModelSource) -> Skeleton:
         cache_kinds=() if encoder else tuple(UNBOUNDED[kept_in[index][0]] for index in originals),
         probe=probe,
     )
+
+
+def _with_decoder_layers(model: nn.Module, source: ModelSource) -> Skeleton:
+    """Keep one decoder layer of each kind and the whole encoder, which runs once for a request."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    names = {id(module): name for name, module in model.named_modules()}
+    decoder: Any = model.get_decoder()
+    encoder: Any = model.get_encoder()
+    inside, layers = _find_layers(decoder, _depth(decoder), source.name)
+    path = f"{names[id(decoder)]}.{inside}"
+    members, originals = _fold(model, path, layers, [(DynamicLayer, None)] * len(layers))
+    length = source.source_tokens or getattr(model.config, "n_positions", None) or DEFAULT_SOURCE_TOKENS
+    return Skeleton(
+        model=model,
+        prefix=f"{path}.{{layer}}",
+        kinds=members,
+        windows=(None,) * len(members),
+        parameters=parameters,
+        cache_argument=_cache_argument(model, source.name),
+        cache_kinds=(DynamicLayer,) * len(originals),
+        probe=DECODER,
+        source_tokens=int(length),
+        encoder=names[id(encoder)],
+    )
+
+
+def _depth(stack: nn.Module) -> int:
+    """Return the length of the first list of modules, which holds the layers."""
+    return next((len(m) for m in stack.modules() if isinstance(m, nn.ModuleList)), 0)
+
+
+def _fold(
+    model: nn.Module, path: str, layers: nn.ModuleList, kept_in: list[tuple[type[Any], int | None]]
+) -> tuple[tuple[tuple[int, ...], ...], list[int]]:
+    """Keep one layer of each kind and a second of the first kind; return all of each kind and those kept."""
+    kinds: dict[Any, list[int]] = {}
+    for index, layer in enumerate(layers):
+        kinds.setdefault((_signature(layer), kept_in[index]), []).append(index)
+    members = tuple(tuple(indices) for indices in kinds.values())
+    originals = [indices[0] for indices in members]
+    kept = [layers[index] for index in originals]
+    if len(layers) > 1:
+        originals.append(originals[0])
+        kept.append(copy.deepcopy(kept[0]))
+    _keep(model, path, kept, originals)
+    return members, originals
 
 
 def _use_traced_experts(model: nn.Module) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dse.errors import ConfigError
+from dse.graph.cross import with_source
 from dse.graph.extent import Extent
 from dse.graph.fit import GRID, Probe, exact
 from dse.graph.measure import Measured, product_node
@@ -57,7 +59,7 @@ def solve(
         fit = _Fit(of_group, probe, fitter, name, source.name)
         full_name = name if part is None else f"{skeleton.original_prefix(part)}.{name}"
         parameters, tied_to = _parameters(skeleton, first, group, full_name, owned)
-        sizes = {size: fit.number(size) for size in SIZES}
+        sizes: dict[str, Any] = {size: fit.number(size) for size in SIZES}
         op = Op(
             name=name,
             kind=group.kind,
@@ -73,7 +75,7 @@ def solve(
             **sizes,
         )
         traced.append(Traced(op, part, fit.edges(), of_group[probe.grid[0]].is_result))
-    return traced
+    return traced if skeleton.source_tokens is None else with_source(skeleton, traced)
 
 
 class _Fit:

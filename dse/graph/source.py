@@ -29,6 +29,8 @@ class ModelSource:
         gguf: a GGUF checkpoint that holds the weights, None otherwise.
         note: one sentence on what is missing or where it comes from.
         checkpoint: name of a checkpoint that can be fetched for this architecture, None without one.
+        source_tokens: length of the encoder's input that an encoder-decoder is traced for; None takes the
+            length that the configuration names (``n_positions``), or 512.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ModelSource:
     gguf: Path | None = None
     note: str = ""
     checkpoint: str | None = None
+    source_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.config.get("model_type"), str):
@@ -47,7 +50,10 @@ class ModelSource:
     @cached_property
     def config_hash(self) -> str:
         """Content hash of what determines the architecture; provenance keys do not count."""
-        return content_hash({k: v for k, v in self.config.items() if k not in VOLATILE_KEYS})
+        config = {k: v for k, v in self.config.items() if k not in VOLATILE_KEYS}
+        if self.source_tokens is not None:
+            config["source_tokens"] = self.source_tokens
+        return content_hash(config)
 
     @property
     def has_weights(self) -> bool:

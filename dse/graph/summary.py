@@ -108,7 +108,9 @@ def _bytes(op: Op, point: tuple[int, int, int], item: int) -> tuple[int, int]:
         int(op.at(name, *point))
         for name in ("read_elements", "kv_read_elements", "write_elements", "kv_write_elements")
     )
-    if op.kind == "embedding":
+    if op.once and point[1] != point[2]:
+        weights = 0
+    elif op.kind == "embedding":
         weights = write
     elif op.tied_to is not None and op.weight_shape is not None:
         weights = op.parameters + op.weight_shape[0] * op.weight_shape[1]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import EncoderDecoderCache
 
 from dse.errors import ConfigError
 from dse.graph.assemble import assemble, name_groups
@@ -126,7 +127,16 @@ def _call(
 ) -> Callable[[], list[torch.Tensor]]:
     """Return the forward pass of ``model``, which gives its logits or an encoder's results."""
     arguments: dict[str, Any] = {skeleton.model.main_input_name: tokens}
-    if skeleton.cache_argument is not None:
+    if skeleton.source_tokens is not None:
+        source = torch.zeros(tokens.shape[0], skeleton.source_tokens, dtype=torch.long, device="meta")
+        across = EncoderDecoderCache(cache, cache.beside())
+        arguments = {
+            "input_ids": source,
+            "decoder_input_ids": tokens,
+            "use_cache": True,
+            str(skeleton.cache_argument): across,
+        }
+    elif skeleton.cache_argument is not None:
         arguments |= {"use_cache": True, skeleton.cache_argument: cache}
 
     def forward() -> list[torch.Tensor]:
