@@ -27,7 +27,7 @@ KV = typer.Option("bf16", "--kv", help="KV-cache format, e.g. int8_head.")
 CLUSTER = typer.Option(..., "--cluster", help="Cluster name, or a YAML file of your own.")
 WORKLOAD = typer.Option("chat", "--workload", help="Workload name, or a YAML file of your own.")
 RUNTIME = typer.Option("generic", "--runtime", help="Runtime profile that restricts the choices.")
-GRANULARITY = typer.Option("block", "--granularity", help="block, sublayer or linear.")
+GRANULARITY = typer.Option("block", "--granularity", help="block, sublayer, expert or linear.")
 PRECISIONS = typer.Option(
     "int3_g64_asym,int4_g64_asym,int6_g64_asym,int8_g64_asym,bf16",
     "--precisions",

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from dse.errors import ConfigError
 from dse.graph.operator import Block, OperatorGraph
 
-Granularity = Literal["block", "sublayer", "linear"]
+Granularity = Literal["block", "sublayer", "expert", "linear"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
@@ -37,9 +37,11 @@ def units_of(
 
     Args:
         graph: the traced model.
-        granularity: "block", "sublayer" (attention and feed-forward) or "linear".
+        granularity: "block", "sublayer" (attention and feed-forward), "expert" (single linears, but all
+            matrices of a layer's experts together, for runtimes whose grouped kernel has one format) or
+            "linear".
         ties: groups of linear roles that must share a precision (from a runtime profile); they matter at
-            granularity "linear" only, since the coarser units hold whole groups.
+            granularities "linear" and "expert" only, since the coarser units hold whole groups.
     """
     if granularity not in GRANULARITIES:
         raise ConfigError(
@@ -68,6 +70,11 @@ def _groups(block: Block, granularity: str, ties: tuple[tuple[str, ...], ...]) -
         cut = _end_of_attention(block)
         groups = {".attention": tuple(linears[:cut]), ".ffn": tuple(linears[cut:])}
         return {suffix: ops for suffix, ops in groups.items() if ops}
+    experts = tuple(op.name for op in block.ops if op.kind == "linear" and op.experts is not None)
+    if granularity == "expert" and experts:
+        groups = _linear_groups([name for name in linears if name not in experts], ties)
+        groups[f".{experts[0].rpartition('.')[0]}"] = experts
+        return dict(sorted(groups.items(), key=lambda group: linears.index(group[1][0])))
     return _linear_groups(linears, ties)
 
 
@@ -87,13 +94,17 @@ def _linear_groups(linears: list[str], ties: tuple[tuple[str, ...], ...]) -> dic
 
 
 def _end_of_attention(block: Block) -> int:
-    """Return how many linears belong to attention: those up to and including the first after the products."""
-    n_linears, seen_attention = 0, False
+    """Return how many linears belong to attention: those up to and including the first after the products.
+
+    Cross-attention belongs to it too, so its products are the last ones.
+    """
+    n_attentions = sum(op.kind == "attention" for op in block.ops)
+    n_linears, left = 0, n_attentions
     for op in block.ops:
-        seen_attention = seen_attention or op.kind == "attention"
+        left -= op.kind == "attention"
         if op.kind == "linear":
             n_linears += 1
-            if seen_attention:
+            if n_attentions and not left:
                 return n_linears
     return n_linears
 

@@ -9,6 +9,7 @@ from dse.graph.operator import OperatorGraph
 from dse.graph.source import ModelSource
 from dse.graph.trace import trace_model
 from dse.graph.units import GRANULARITIES, units_of
+from tests.small_models import DECODERS
 
 TIES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 OPT = {
@@ -75,3 +76,29 @@ def test_the_cache_belongs_to_the_unit_that_makes_the_values(llama_graph: Operat
 def test_an_unknown_granularity(llama_graph: OperatorGraph) -> None:
     with pytest.raises(ConfigError, match="did you mean 'linear'"):
         units_of(llama_graph, "linears")
+
+
+def test_the_experts_of_a_layer_are_one_unit() -> None:
+    graph = trace_model(ModelSource("mixtral", DECODERS["mixtral"]))
+    names = [unit.name for unit in units_of(graph, "expert") if unit.layer == 0]
+    single = [unit.name for unit in units_of(graph, "linear") if unit.layer == 0]
+    (experts,) = set(names) - set(single)
+    ops = next(unit.ops for unit in units_of(graph, "expert") if unit.name == experts)
+    block = graph.block_of_layer[0]
+    assert list(ops) == [op.name for op in block.ops if op.kind == "linear" and op.experts is not None]
+    assert len(ops) == 2
+    assert len(names) == len(single) - 1
+
+
+def test_cross_attention_belongs_to_attention() -> None:
+    config = {
+        "model_type": "t5",
+        "d_model": 48,
+        "num_layers": 2,
+        "n_positions": 8,
+        "decoder_start_token_id": 0,
+    }
+    attention, feed_forward = units_of(trace_model(ModelSource("t5", config)), "sublayer")[:2]
+    assert len(attention.ops) == 8
+    assert len(attention.attention_ops) == 2
+    assert [name.rpartition(".")[2] for name in feed_forward.ops] == ["wi", "wo"]
