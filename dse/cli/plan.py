@@ -104,9 +104,7 @@ def plan(
         granularity=granularity,
         metric=metric,
         seed=seed,
-        quality=QualitySpec(
-            corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length
-        ),
+        quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length),
     )
     n_tokens = study.workload.batch * study.workload.output_tokens
     goal = Goal(

@@ -51,9 +51,7 @@ def sensitivity(
     choices = options.precisions_of(precisions)
     ties = load_runtime(runtime).ties
     options.check_sizes(tokens=tokens, sequence_length=sequence_length)
-    quality = QualitySpec(
-        corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length
-    )
+    quality = QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length)
     source = with_weights(resolve_model(model), note)
     graph = load_graph(source)
     units = units_of(graph, granularity, ties)

@@ -20,9 +20,9 @@ def noise_table(
 
     A uniform quantizer of b bits over a fixed range has a step of range / (2^b - 1) and a noise power of
     step^2 / 12 (Bennett 1948); relative to the range that is 1 / (12 (2^b - 1)^2). It is weighted by the
-    share of the model's parameters. It knows nothing of real weights or activations: every unit of equal size is
-    equally sensitive, so it ranks widths, not units. Activations and KV cache count like weights of their
-    width.
+    share of the model's parameters. It knows nothing of real weights or activations: every unit of equal
+    size is equally sensitive, so it ranks widths, not units. Activations and KV cache count like weights of
+    their width.
     """
     sizes = np.array([_parameters(graph, unit) for unit in units], dtype=np.float64)
     noise = np.array([_noise(precision) for precision in precisions])
