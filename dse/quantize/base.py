@@ -16,7 +16,7 @@ class GroupScaled:
         return None
 
     def signed(self, fmt: NumberFormat) -> bool:  # noqa: ARG002
-        """Codes are numbers of levels."""
+        """Codes are numbers of levels or bit patterns."""
         return False
 
     def scale_codes(

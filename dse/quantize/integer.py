@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from dse.formats.precision import NumberFormat
+from dse.quantize.base import GroupScaled
 from dse.quantize.extremes import low_high_of
-from dse.quantize.half import half_bits, half_of_bits, half_scale
+from dse.quantize.half import half_scale
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 _ROUNDER = 1.5 * 2.0**23
@@ -36,12 +37,8 @@ def round_even_(x: Tensor) -> Tensor:
     return x.add_(_ROUNDER).sub_(_ROUNDER)
 
 
-class IntegerQuantizer:
+class IntegerQuantizer(GroupScaled):
     """Round to nearest on the four integer grids."""
-
-    def tensor_scale(self, x: Tensor, fmt: NumberFormat) -> Tensor | None:  # noqa: ARG002
-        """Return None: there is no scale above the groups."""
-        return None
 
     def fit(self, groups: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Scales:  # noqa: ARG002
         """Return min-max scales, rounded to float16, and zero points of the asymmetric grid."""
@@ -83,24 +80,6 @@ class IntegerQuantizer:
     def signed(self, fmt: NumberFormat) -> bool:
         """Symmetric codes are two's complement, asymmetric ones unsigned."""
         return fmt.grid != "asym"
-
-    def scale_codes(
-        self,
-        scale: Tensor,
-        fmt: NumberFormat,  # noqa: ARG002
-        tensor_scale: Tensor | None,  # noqa: ARG002
-    ) -> Tensor:
-        """Return the bits of the float16 scales."""
-        return half_bits(scale)
-
-    def scale_values(
-        self,
-        codes: Tensor,
-        fmt: NumberFormat,  # noqa: ARG002
-        tensor_scale: Tensor | None,  # noqa: ARG002
-    ) -> Tensor:
-        """Return the float16 scales of their bits, as float32."""
-        return half_of_bits(codes)
 
 
 def _code_range(fmt: NumberFormat) -> tuple[float, float]:

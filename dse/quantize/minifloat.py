@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dse.formats.elements import ELEMENTS, ElementSpec
 from dse.formats.precision import NumberFormat
+from dse.quantize.base import GroupScaled
 from dse.quantize.extremes import absmax_of
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
@@ -50,12 +51,8 @@ def decode_minifloat(codes: Tensor, spec: ElementSpec) -> Tensor:
     return torch.where((codes & sign_bit) != 0, -values, values)
 
 
-class MinifloatQuantizer:
+class MinifloatQuantizer(GroupScaled):
     """fp8 with a float32 scale per tensor, row, token, head or group."""
-
-    def tensor_scale(self, x: Tensor, fmt: NumberFormat) -> Tensor | None:  # noqa: ARG002
-        """Return None: there is no scale above the groups."""
-        return None
 
     def fit(self, groups: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Scales:  # noqa: ARG002
         """Return S = absmax / max_value."""
@@ -74,10 +71,6 @@ class MinifloatQuantizer:
     def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return S times the elements."""
         return decode_minifloat(codes, ELEMENTS[fmt.element]).mul_(scales.scale)
-
-    def signed(self, fmt: NumberFormat) -> bool:  # noqa: ARG002
-        """Codes are bit patterns."""
-        return False
 
     def scale_codes(
         self,
