@@ -265,6 +265,7 @@ def _result(
     began: float,
 ) -> StudyResult:
     front = non_dominated_points([point for point in points if not point.predicted.missing_bytes])
+    box = float(np.prod(outcome.reference))  # progress on the scale of ``volumes``
     best, reason = recommend(front, reference.perplexity, study.quality.tolerance_frac)
     return StudyResult(
         study={**study.to_json(), "hash": study.hash},
@@ -288,7 +289,7 @@ def _result(
             **volumes(outcome),
         },
         progress=[
-            {"trial": number, "hypervolume": value} for number, value in enumerate(outcome.hypervolume)
+            {"trial": number, "hypervolume": value / box} for number, value in enumerate(outcome.hypervolume)
         ],
         roofline=roofline(prepared, study),
         timeline=timeline(best, prepared, study),

@@ -105,6 +105,7 @@ def test_result_is_consistent(finished: Path) -> None:
     volume = result["hypervolume"]
     assert volume["combined"] >= max(volume["exact"], volume["tpe"] or 0.0)
     assert len(result["progress"]) == 14
+    assert result["progress"][-1]["hypervolume"] == pytest.approx(volume["combined"])
     assert {"kl", "variance", "variance_stochastic"} == {t["metric"] for t in result["sensitivity"]["tables"]}
 
 
