@@ -366,7 +366,7 @@ def _problem(
         output_tokens=workload.output_tokens,
         price_usd_per_h=tuple(cluster.spec_of(name).price_usd_per_h for name in names),
         allow_empty=allow_empty,
-        activation_bytes=activations,
+        activation_bytes=np.repeat(activations[:, :, None], len(names), axis=2),
     )
 
 

@@ -7,7 +7,6 @@ sum of weighted maxima of linear forms, for every formula; so one bound and one 
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -241,7 +240,7 @@ class LaneFactory:
             pairs = [(0, 0)]
         elif self.quality_only and problem.activation_bytes is not None:
             # only memory tells the pairs apart, so the one with the least activations is enough
-            least = int(np.argmin(problem.activation_bytes))
+            least = int(np.argmin(problem.activation_bytes.sum(axis=2)))
             pairs = [divmod(least, len(problem.decode_micro_batches))]
         else:
             pairs = [
@@ -297,7 +296,7 @@ class LaneFactory:
         fixed[2 * n - 1] += problem.last_decode_s[d, devices[-1]]
         room = problem.capacity_bytes[index].astype(float) * (1 + SLACK_FRAC)
         if problem.activation_bytes is not None:
-            room -= problem.activation_bytes[p, d]
+            room -= problem.activation_bytes[p, d, index]
         room[0] -= problem.first_bytes
         room[-1] -= problem.last_bytes
         if n == 1:
@@ -342,8 +341,8 @@ class LaneFactory:
         problem, energy = self.problem, self.problem.energy
         if energy is None:
             raise ValueError("the problem has no energy tables")
-        k = math.ceil(problem.batch / problem.prefill_micro_batches[p])
-        m = math.ceil(problem.batch / problem.decode_micro_batches[d]) * (problem.output_tokens - 1)
+        k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
+        m = problem.n_decode_passes(problem.decode_micro_batches[d]) * (problem.output_tokens - 1)
         index, first, last = list(devices), devices[0], devices[-1]
         fixed = k * (energy.first_prefill_j[p, first] + energy.last_prefill_j[p, last])
         fixed += m * (energy.first_decode_j[d, first] + energy.last_decode_j[d, last])
@@ -356,11 +355,9 @@ class LaneFactory:
     ) -> Terms:
         """Return the part of a quantity that the stage times decide, with its constants."""
         problem, n = self.problem, len(devices)
-        k = math.ceil(problem.batch / problem.prefill_micro_batches[p])
-        m = math.ceil(problem.batch / problem.decode_micro_batches[d])
-        pairs = list(itertools.pairwise(devices))
-        hops_p = np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs])
-        hops_d = np.array([problem.hop_decode_s[d, a, b] for a, b in pairs])
+        k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
+        m = problem.n_decode_passes(problem.decode_micro_batches[d])
+        hops_p, hops_d = problem.prefill_hops_s(devices, p), problem.decode_hops_s(devices, d)
         if name == "time":
             return self._terms(devices, p, d)
         if name == "ttft":
@@ -382,22 +379,21 @@ class LaneFactory:
 
     def _terms(self, devices: tuple[int, ...], p: int, d: int) -> Terms:
         problem, goal = self.problem, self.goal
-        k = math.ceil(problem.batch / problem.prefill_micro_batches[p])
-        m = math.ceil(problem.batch / problem.decode_micro_batches[d])
-        after = devices[1:] + devices[:1]
-        pairs = list(zip(devices, after, strict=True))
-        hops_p = np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs])
-        hops_d = np.array([problem.hop_decode_s[d, a, b] for a, b in pairs])
+        k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
+        m = problem.n_decode_passes(problem.decode_micro_batches[d])
         if goal.formula != "llmpq":
             return round_terms(
                 len(devices),
-                hops_p[:-1],
-                hops_d[:-1],
+                problem.prefill_hops_s(devices, p),
+                problem.decode_hops_s(devices, d),
                 k,
                 m,
                 problem.output_tokens,
                 drain=goal.formula == "makespan",
             )
+        pairs = list(zip(devices, devices[1:] + devices[:1], strict=True))
+        hops_p = np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs])
+        hops_d = np.array([problem.hop_decode_s[d, a, b] for a, b in pairs])
         if len(devices) == 1:
             hops_p, hops_d = np.zeros(1), np.zeros(1)
         return llmpq_terms(len(devices), hops_p, hops_d, k, m, problem.output_tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,7 +21,7 @@ class StageUse:
         devices: (S) device indices.
         prefill_s, decode_s: (S) time of one micro-batch, embedding and head included.
         memory_bytes: (S) weights, KV cache, and the activations where the problem states them.
-        hop_prefill_s, hop_decode_s: (S - 1) transfers to the next stage.
+        hop_prefill_s, hop_decode_s: transfers to the next stage, and the hand-over at the end of the prefill.
     """
 
     devices: tuple[int, ...]
@@ -55,15 +54,14 @@ def stage_use(problem: PipelineProblem, arrangement: Arrangement) -> StageUse:
     if len(devices) == 1:
         memory[0] -= problem.tied_bytes
     if problem.activation_bytes is not None:
-        memory += problem.activation_bytes[p, d]
-    pairs = list(pairwise(devices))
+        memory += problem.activation_bytes[p, d, list(devices)]
     return StageUse(
         devices,
         prefill,
         decode,
         memory,
-        np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs]),
-        np.array([problem.hop_decode_s[d, a, b] for a, b in pairs]),
+        problem.prefill_hops_s(devices, p),
+        problem.decode_hops_s(devices, d),
     )
 
 
@@ -113,8 +111,8 @@ def quantity(problem: PipelineProblem, goal: Goal, arrangement: Arrangement, nam
     if name == "time":
         return batch_seconds(problem, goal.formula, arrangement)
     use = stage_use(problem, arrangement)
-    k = math.ceil(problem.batch / arrangement.prefill_micro_batch)
-    m = math.ceil(problem.batch / arrangement.decode_micro_batch)
+    k = problem.n_prefill_passes(arrangement.prefill_micro_batch)
+    m = problem.n_decode_passes(arrangement.decode_micro_batch)
     rounds = problem.output_tokens - 1
     times = pipeline_times(
         use.prefill_s, use.decode_s, use.hop_prefill_s, use.hop_decode_s, k, m, problem.output_tokens
@@ -169,8 +167,8 @@ def batch_seconds(problem: PipelineProblem, formula: Formula, arrangement: Arran
     T_j at least its transfer.
     """
     use = stage_use(problem, arrangement)
-    n_prefill = math.ceil(problem.batch / arrangement.prefill_micro_batch)
-    n_decode = math.ceil(problem.batch / arrangement.decode_micro_batch)
+    n_prefill = problem.n_prefill_passes(arrangement.prefill_micro_batch)
+    n_decode = problem.n_decode_passes(arrangement.decode_micro_batch)
     if formula == "llmpq":
         floor_p, floor_d = ring_floor_s(problem, arrangement)
         prefill, decode = np.maximum(use.prefill_s, floor_p), np.maximum(use.decode_s, floor_d)

@@ -6,7 +6,10 @@ of the prefill and the decode. LLM-PQ (arXiv 2403.01136) is the special case of 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -70,8 +73,11 @@ class PipelineProblem:
         energy: joules, None where no energy is asked for.
         price_usd_per_h: (N) rent, None for a device whose price is unknown; None where none is asked for.
         batch, output_tokens: the job.
-        activation_bytes: (P, D) live activations of every stage, which grow with the micro-batches and come
-            off ``capacity_bytes``; None where the capacity already excludes them.
+        activation_bytes: (P, D, N) live activations of every stage, which grow with the micro-batches and
+            come off ``capacity_bytes``; None where the capacity already excludes them.
+        n_chunks: passes that the prefill of one micro-batch takes; ``prefill_s`` is one of them.
+        handover_s: (P) a last station of the prefill, which each pass occupies after the last stage (the
+            cache on its way to other devices that decode); None for none.
     """
 
     devices: tuple[str, ...]
@@ -100,6 +106,26 @@ class PipelineProblem:
     price_usd_per_h: tuple[float | None, ...] | None = None
     allow_empty: bool = True
     activation_bytes: Array | None = None
+    n_chunks: int = 1
+    handover_s: Array | None = None
+
+    def n_prefill_passes(self, micro_batch: int) -> int:
+        """Return how often the prefill of the batch passes each stage."""
+        return math.ceil(self.batch / micro_batch) * self.n_chunks
+
+    def n_decode_passes(self, micro_batch: int) -> int:
+        """Return how often one decode round passes each stage."""
+        return math.ceil(self.batch / micro_batch)
+
+    def prefill_hops_s(self, devices: Sequence[int], p: int) -> Array:
+        """Return the prefill's stations between and after the stages: transfers, then the hand-over."""
+        hops = [self.hop_prefill_s[p, a, b] for a, b in pairwise(devices)]
+        return np.array(hops if self.handover_s is None else [*hops, self.handover_s[p]])
+
+    def decode_hops_s(self, devices: Sequence[int], d: int) -> Array:
+        """Return the times of the same stations in a decode round; a hand-over has none there."""
+        hops = [self.hop_decode_s[d, a, b] for a, b in pairwise(devices)]
+        return np.array(hops if self.handover_s is None else [*hops, 0.0])
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_three_devices_and_two_sizes(seed: int) -> None:
 def test_activations_take_memory(seed: int) -> None:
     problem = random_problem(seed, n_layers=5)
     reduced = replace(problem, capacity_bytes=problem.capacity_bytes - 7.0)
-    stated = replace(problem, activation_bytes=np.full((1, 1), 7.0))
+    stated = replace(problem, activation_bytes=np.full((1, 1, len(problem.devices)), 7.0))
     for goal in goals(seed):
         expected = exhaustive(reduced, goal)
         value = solve(stated, goal).value
