@@ -1,0 +1,251 @@
+"""The cheapest fleet, exactly: an integer program in OR-Tools (HiGHS through MathOpt), with its bound.
+
+Variables: nodes y[n] and replicas r[o] (integer), x[route] the share of a demand. Rows: every demand is
+served; every resource of every option carries at most its replicas; replicas fit on the nodes; the service
+levels hold; limits hold.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from dse.capacity.fleet import Fleet, FleetObjective, FleetProblem, dynamic_w, totals
+from dse.errors import ConfigError
+
+OPTIMAL_GAP_FRAC = 1e-6
+ROUND_UP = 1e-6  # solvers keep rows within 1e-7 or so; counts are read with this tolerance
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """When to stop, and what may be missed.
+
+    Attributes:
+        time_s, gap_frac: stop at either.
+        integer_nodes: False relaxes nodes and replicas to fractions (the LP relaxation, a lower bound).
+        shortfall: when True, levels may be missed, and the objective is by how much altogether.
+    """
+
+    time_s: float = 30.0
+    gap_frac: float = 1e-9
+    integer_nodes: bool = True
+    shortfall: bool = False
+
+
+@dataclass
+class _Program:
+    """The model under construction, with its variables."""
+
+    model: Any
+    nodes: list[Any] = field(default_factory=list)
+    replicas: list[Any] = field(default_factory=list)
+    routed: list[Any] = field(default_factory=list)
+    factor: Any = None
+    missed: list[Any] = field(default_factory=list)
+
+
+def solve_fleet(
+    problem: FleetProblem, objective: FleetObjective = "cost", options: SolverOptions | None = None
+) -> Fleet:
+    """Return the best fleet with a proven bound.
+
+    Args:
+        problem: the data; every demand needs a route, else it is infeasible.
+        objective: "cost" (USD/h), "energy" (W), "carbon" (g/h) are minimised; "load" is the largest factor on
+            all rates that the limits and available nodes can carry.
+        options: when to stop.
+
+    Raises:
+        ConfigError: "load" without any limit.
+    """
+    from ortools.math_opt.python import mathopt
+
+    options = options or SolverOptions()
+    endless = any(node.n_available is None for node in problem.nodes)
+    if objective == "load" and endless and not problem.limits.parts():
+        raise ConfigError("without a limit on nodes, power or money any load can be carried")
+    began = time.monotonic()
+    served = {route.demand for route in problem.routes}
+    unserved = [demand.name for index, demand in enumerate(problem.demands) if index not in served]
+    if unserved:
+        reason = f"no option serves {', '.join(unserved[:4])}" + (" ..." if len(unserved) > 4 else "")
+        return _nothing(objective, reason, time.monotonic() - began)
+    program = _program(problem, objective, options)
+    parameters = mathopt.SolveParameters(
+        time_limit=dt.timedelta(seconds=options.time_s),
+        relative_gap_tolerance=options.gap_frac,
+    )
+    result = mathopt.solve(program.model, mathopt.SolverType.HIGHS, params=parameters)
+    spent_s = time.monotonic() - began
+    reason = result.termination.reason
+    if not result.has_primal_feasible_solution():
+        proven = reason == mathopt.TerminationReason.INFEASIBLE
+        return _nothing(objective, "" if proven else "nothing was found before the time limit", spent_s)
+    return _read(problem, objective, program, result, spent_s, options)
+
+
+def least_missed(problem: FleetProblem, options: SolverOptions | None = None) -> dict[str, float]:
+    """Return by how much each level is missed (share of its requests) where that is least altogether.
+
+    An empty mapping: even so nothing is feasible, for want of nodes, power or money.
+    """
+    from ortools.math_opt.python import mathopt
+
+    options = options or SolverOptions(shortfall=True)
+    program = _program(problem, "cost", options)
+    result = mathopt.solve(
+        program.model,
+        mathopt.SolverType.HIGHS,
+        params=mathopt.SolveParameters(
+            time_limit=dt.timedelta(seconds=options.time_s), relative_gap_tolerance=1e-3
+        ),
+    )
+    if not result.has_primal_feasible_solution():
+        return {}
+    return {
+        level.name: float(result.variable_values(missed))
+        for level, missed in zip(problem.levels, program.missed, strict=True)
+    }
+
+
+def _program(problem: FleetProblem, objective: FleetObjective, options: SolverOptions) -> _Program:
+    from ortools.math_opt.python import mathopt
+
+    program = _Program(mathopt.Model(name="fleet"))
+    model, whole = program.model, options.integer_nodes
+    for node in problem.nodes:
+        most = math.inf if node.n_available is None else float(node.n_available)
+        program.nodes.append(model.add_variable(lb=0.0, ub=most, is_integer=whole, name=node.name))
+    for option in problem.options:
+        most = math.inf if option.n_max is None else float(option.n_max)
+        program.replicas.append(model.add_variable(lb=0.0, ub=most, is_integer=whole))
+    slices = problem.n_slices if whole else None
+    top = math.inf if objective == "load" else float(slices or 1)
+    program.routed = [
+        model.add_variable(lb=0.0, ub=top, is_integer=slices is not None) for _ in problem.routes
+    ]
+    program.factor = model.add_variable(lb=0.0) if objective == "load" else None
+    program.missed = [
+        model.add_variable(lb=0.0, ub=1.0 if options.shortfall else 0.0) for _ in problem.levels
+    ]
+    _add_rows(problem, program, 1.0 / (slices or 1))
+    _add_limits(problem, program)
+    if objective == "load":
+        model.maximize(program.factor)
+    elif options.shortfall:
+        model.minimize(mathopt.fast_sum(program.missed))
+    else:
+        model.minimize(_objective(problem, objective, program, 1.0 / (slices or 1)))
+    return program
+
+
+def _add_rows(problem: FleetProblem, program: _Program, unit: float) -> None:
+    """Serve every demand, within the replicas, on the nodes, at the levels; ``unit`` is a slice's share."""
+    from ortools.math_opt.python import mathopt
+
+    model = program.model
+    served: dict[int, list[Any]] = defaultdict(list)
+    carried: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    for route, share in zip(problem.routes, program.routed, strict=True):
+        served[route.demand].append(share)
+        rate = problem.demands[route.demand].rate_per_s
+        for use in route.uses:
+            for resource, taken in enumerate(use.shares):
+                if taken > 0:
+                    carried[use.option, resource].append(taken * rate * unit * share)
+    for shares in served.values():
+        total = mathopt.fast_sum(shares) * unit
+        model.add_linear_constraint(total == (1.0 if program.factor is None else program.factor))
+    for (option, _), terms in carried.items():
+        model.add_linear_constraint(mathopt.fast_sum(terms) <= program.replicas[option])
+    taken_nodes: dict[int, list[Any]] = defaultdict(list)
+    for option in range(len(problem.options)):
+        for node, share in problem.node_share(option):
+            taken_nodes[node].append(share * program.replicas[option])
+    for node, terms in taken_nodes.items():
+        model.add_linear_constraint(mathopt.fast_sum(terms) <= program.nodes[node])
+    for index, level in enumerate(problem.levels):
+        inside = set(level.demands)
+        rate = sum(problem.demands[d].rate_per_s for d in inside)
+        terms = [
+            (route.attained_frac[index] - level.min_frac)
+            * (problem.demands[route.demand].rate_per_s * unit / rate)
+            * share
+            for route, share in zip(problem.routes, program.routed, strict=True)
+            if route.demand in inside
+        ]
+        model.add_linear_constraint(mathopt.fast_sum(terms) + program.missed[index] >= 0.0)
+
+
+def _add_limits(problem: FleetProblem, program: _Program) -> None:
+    from ortools.math_opt.python import mathopt
+
+    for part, limit, _ in problem.limits.parts():
+        terms = [getattr(node, part) * n for node, n in zip(problem.nodes, program.nodes, strict=True)]
+        program.model.add_linear_constraint(mathopt.fast_sum(terms) <= limit)
+
+
+def _objective(problem: FleetProblem, objective: FleetObjective, program: _Program, unit: float) -> Any:
+    from ortools.math_opt.python import mathopt
+
+    def weight(node: int, power_w: float) -> float:
+        """What so many watts count on a node."""
+        if objective == "energy":
+            return power_w
+        known = problem.nodes[node]
+        return power_w / 1e3 * (known.carbon_g_per_kwh if objective == "carbon" else known.usd_per_kwh)
+
+    terms = []
+    for index, node in enumerate(problem.nodes):
+        cost = node.usd_per_h if objective == "cost" else weight(index, node.static_w)
+        terms.append(cost * program.nodes[index])
+    for route, share in zip(problem.routes, program.routed, strict=True):
+        cost = sum(weight(node, power_w) for node, power_w in dynamic_w(problem, route))
+        if cost > 0:
+            terms.append(cost * unit * share)
+    return mathopt.fast_sum(terms)
+
+
+def _read(
+    problem: FleetProblem,
+    objective: FleetObjective,
+    program: _Program,
+    result: Any,
+    time_s: float,
+    options: SolverOptions,
+) -> Fleet:
+    values = result.variable_values
+    unit = 1.0 / (problem.n_slices or 1) if options.integer_nodes else 1.0
+    routed = tuple(max(0.0, float(values(share))) * unit for share in program.routed)
+
+    def count(variable: Any) -> int:
+        return math.ceil(float(values(variable)) - ROUND_UP)
+
+    n_nodes = tuple(count(variable) for variable in program.nodes)
+    value, bound = float(result.objective_value()), float(result.best_objective_bound())
+    bound = max(bound, value) if objective == "load" else min(bound, value)
+    gap_frac = abs(value - bound) / abs(value) if value else 0.0
+    usd, watts, grams = totals(problem, n_nodes, routed)
+    return Fleet(
+        status="optimal" if gap_frac <= OPTIMAL_GAP_FRAC else "feasible",
+        objective=objective,
+        n_nodes=n_nodes,
+        n_replicas=tuple(count(variable) for variable in program.replicas),
+        routed_frac=routed,
+        value=value,
+        bound=bound,
+        gap_frac=gap_frac,
+        time_s=time_s,
+        usd_per_h=usd,
+        energy_w=watts,
+        carbon_g_per_h=grams,
+    )
+
+
+def _nothing(objective: FleetObjective, reason: str, time_s: float) -> Fleet:
+    return Fleet("infeasible", objective, (), (), (), None, None, None, time_s, reason=reason)
