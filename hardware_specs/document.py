@@ -289,4 +289,5 @@ class RuntimeDocument(Closed):
     kv_is_global: bool = False
     mixed_within_layer: bool = True
     fuses_ties: bool = False
+    fuses_norm_and_add: bool = False
     step_overhead: Leaf | None = None

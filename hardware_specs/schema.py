@@ -166,6 +166,7 @@ def parse_runtime(content: object, file: str) -> RuntimeProfile:
         kv_is_global=document.kv_is_global,
         mixed_within_layer=document.mixed_within_layer,
         fuses_ties=document.fuses_ties,
+        fuses_norm_and_add=document.fuses_norm_and_add,
         step_overhead_s=Reader(file, {}).maybe(document.step_overhead, "step_overhead", "second", zero=True)
         or 0.0,
         source=document.source,

@@ -422,6 +422,7 @@ class RuntimeProfile:
         kv_is_global: whether the KV cache has one precision for all layers.
         mixed_within_layer: whether units of one layer may differ.
         fuses_ties: whether tied linears (q/k/v, gate/up) run as one kernel.
+        fuses_norm_and_add: whether a norm runs in one kernel with the addition whose sum it reads.
         step_overhead_s: host time of one pass of a micro-batch (scheduling, sampling), on top of the kernels.
     """
 
@@ -434,6 +435,7 @@ class RuntimeProfile:
     kv_is_global: bool = False
     mixed_within_layer: bool = True
     fuses_ties: bool = False
+    fuses_norm_and_add: bool = False
     step_overhead_s: float = 0.0
     source: str = ""
     content_hash: str = ""

@@ -21,6 +21,7 @@ from dse.evaluate.footprint import (
     edge_bytes,
     kv_bytes_per_token,
 )
+from dse.evaluate.fusion import with_fused_norms
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
 from dse.evaluate.sizes import Sizes, decode_contexts
 from dse.evaluate.tensor_parallel import TensorGroup
@@ -51,8 +52,9 @@ def build_cost_table(
         workload: prompt and output lengths. Its batch does not matter here.
         micro_batches: sizes to price, in sequences.
         groups: devices that share layers by tensor parallelism, further entries of the device axis.
-        runtime: its fused linears share launches, and its host time is added to every pass of a micro-batch,
-            with the embedding. None prices every operator as a launch and no host time.
+        runtime: what it fuses saves launches and traffic (see ``dse.evaluate.fusion``), and its host time is
+            added to every pass of a micro-batch, with the embedding. None prices every operator as a launch
+            and no host time.
 
     Raises:
         ConfigError: a linear belongs to no unit or to two, a list is empty, or a micro-batch is below 1.
@@ -62,9 +64,9 @@ def build_cost_table(
     sizes = Sizes(
         float(workload.prompt_tokens), np.asarray(micro_batches, dtype=np.float64), decode_contexts(workload)
     )
-    fused = runtime.ties if runtime is not None and runtime.fuses_ties else ()
+    graph = with_fused_norms(graph, runtime)
     overhead_s = 0.0 if runtime is None else runtime.step_overhead_s
-    prepared = prepare(graph, units, precisions, sizes, fused)
+    prepared = prepare(graph, units, precisions, sizes, runtime)
     stack = prepared.stack
     devices = [price_device(spec, graph, prepared, precisions, sizes) for spec in specs.values()]
     devices += [price_device(group.spec, graph, prepared, precisions, sizes, group) for group in groups]

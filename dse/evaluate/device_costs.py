@@ -14,6 +14,7 @@ import numpy as np
 from cost_models.pricing import price
 from cost_models.work import Provenance, Work
 from dse.evaluate.cost_table import Array
+from dse.evaluate.fusion import launch_shares
 from dse.evaluate.kernel_path import LinearPath, float_kind, linear_path, supports
 from dse.evaluate.lowering import (
     BITS_PER_BYTE,
@@ -41,7 +42,7 @@ from dse.formats.precision import NumberFormat, Precision
 from dse.formats.storage import row_bits
 from dse.graph.operator import Attention, Block, OperatorGraph
 from dse.graph.units import Unit
-from hardware_specs.spec import HardwareSpec
+from hardware_specs.spec import HardwareSpec, RuntimeProfile
 
 UNQUANTIZED = parse_precision("bf16/bf16/bf16")
 """Precision of everything that no unit decides on: embedding, norms, output head."""
@@ -54,7 +55,8 @@ class Prepared:
     ``rows`` (P, M, O) tokens of each linear; ``stored`` (O, Q) weight bytes; ``row_bytes`` (O, Q) one row of
     activations; ``used`` (P, M, O) the share of its matrices that a linear reads, 1 without experts and 0 in
     a phase that does not run it, and
-    ``matrices`` (O,) how many there are; ``launches`` (O,) kernel launches;
+    ``matrices`` (O,) how many there are; ``launches`` (O,) kernel launches, which
+    is also the share of the reading of its input;
     ``elementwise`` the (P, M, E) work of element-wise operators.
     """
 
@@ -73,9 +75,9 @@ def prepare(
     units: Sequence[Unit],
     precisions: Sequence[Precision],
     sizes: Sizes,
-    fused: Sequence[tuple[str, ...]] = (),
+    runtime: RuntimeProfile | None = None,
 ) -> Prepared:
-    """Evaluate all sizes, which no device changes; ``fused`` are roles of linears that share a launch.
+    """Evaluate all sizes, which no device changes; ``runtime`` says which linears share a launch.
 
     Raises:
         ConfigError: a linear belongs to no unit or to two.
@@ -111,20 +113,9 @@ def prepare(
         np.asarray(row_bytes, dtype=np.float64).reshape(n_linears, n_precisions),
         np.moveaxis(np.asarray(used, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
         np.asarray(matrices, dtype=np.float64),
-        fused_launches(graph, fused),
+        np.array([share for block in graph.blocks for share in launch_shares(block, runtime).values()]),
         elementwise,
     )
-
-
-def fused_launches(graph: OperatorGraph, fused: Sequence[tuple[str, ...]]) -> Array:
-    """Return (O,) the part of a kernel launch of each stacked linear: 1 / n for n that run as one."""
-    group_of = {role: index for index, roles in enumerate(fused) for role in roles}
-    parts: list[float] = []
-    for block in graph.blocks:
-        names = [op.name for op in block.ops if op.kind == "linear"]
-        keys = [(name.rpartition(".")[0], str(group_of.get(name.rpartition(".")[2], name))) for name in names]
-        parts += [1.0 / keys.count(key) for key in keys]
-    return np.array(parts)
 
 
 def _stack_works(works: list[list[Work]]) -> Work | None:
@@ -264,6 +255,7 @@ def _linear_costs(
             inputs * of_inputs,
             prepared.stored[:, members] * (used / pricer.n_devices),
             prepared.row_bytes[:, members] * (of_inputs * matrices),
+            prepared.launches[:, None],
         )
         work = replace(work, n_launches=prepared.launches[:, None] * (used > 0))
         costs[..., members] = pricer(work, (*prepared.rows.shape, len(members)))

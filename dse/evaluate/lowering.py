@@ -81,6 +81,7 @@ def linear_work(
     inputs: Floats,
     stored_weight_bytes: Floats,
     activation_row_bytes: Floats,
+    input_share: Floats = 1.0,
 ) -> Work:
     """Return the work of y[m, n] = x[m, k] W[n, k]^T; all arguments broadcast.
 
@@ -89,13 +90,15 @@ def linear_work(
         rows, outputs, inputs: m, n, k.
         stored_weight_bytes: of W with its metadata and bias.
         activation_row_bytes: of one row of x in the format that the product reads.
+        input_share: of reading and quantizing x: 1 / n where n products of one x run as one kernel. The
+            traffic of quantizing is whole, because the cost model gives it the share of the launch.
     """
     vector_flop: Floats = 0.0
     quantize_bytes: Floats = 0.0
     if path.expands_weights:
         vector_flop = vector_flop + EXPAND_OPS_PER_ELEMENT * outputs * inputs
     if path.quantizes_activations:
-        vector_flop = vector_flop + QUANTIZE_OPS_PER_ELEMENT * rows * inputs
+        vector_flop = vector_flop + QUANTIZE_OPS_PER_ELEMENT * rows * inputs * input_share
         quantize_bytes = rows * (inputs * SIXTEEN_BIT_BYTES + activation_row_bytes)
     return Work(
         kernel="matmul",
@@ -103,7 +106,7 @@ def linear_work(
         compute=path.compute,
         flop=2.0 * rows * outputs * inputs,
         vector_flop=vector_flop,
-        read_bytes=stored_weight_bytes + rows * activation_row_bytes,
+        read_bytes=stored_weight_bytes + rows * activation_row_bytes * input_share,
         write_bytes=rows * outputs * SIXTEEN_BIT_BYTES,
         rows=rows,
         weight_bytes=stored_weight_bytes,

@@ -23,7 +23,7 @@ class FusionGroup:
     """Operators of a block, by name, that a runtime may run as one kernel.
 
     "shared input" are linears that read the same tensor (query, key and value; gate and up), "norm and add" a
-    norm with the addition whose sum it reads.
+    norm with the addition whose sum it reads; "" stands for the addition that ends the block before.
     """
 
     kind: FusionKind
@@ -102,16 +102,18 @@ def critical_path(graph: OperatorGraph, cost: Callable[[Op], float]) -> tuple[tu
 def fusion_groups(block: Block) -> tuple[FusionGroup, ...]:
     """Return what a runtime may fuse in one block, in model order."""
     kinds = {op.name: op.kind for op in block.ops}
-    readers: dict[str, list[str]] = {}
+    readers: dict[tuple[str, str], list[str]] = {}
     for edge in block.edges:
-        if edge.target and not edge.origin:
-            readers.setdefault(edge.source, []).append(edge.target)
+        if edge.target:
+            readers.setdefault((edge.source, edge.origin), []).append(edge.target)
+    last = next((edge.source for edge in block.edges if not edge.target), "")
     groups: list[FusionGroup] = []
-    for source, targets in readers.items():
+    for (source, origin), targets in readers.items():
         linears = tuple(name for name in dict.fromkeys(targets) if kinds[name] == "linear")
         if len(linears) > 1:
             groups.append(FusionGroup("shared input", linears))
         norms = [name for name in targets if kinds[name] == "norm"]
-        if source and kinds[source] == "elementwise" and norms:
+        added = source or last
+        if norms and added and not origin and kinds[added] == "elementwise":
             groups.append(FusionGroup("norm and add", (source, norms[0])))
     return tuple(groups)

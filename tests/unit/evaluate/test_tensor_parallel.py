@@ -93,7 +93,7 @@ def test_errors():
 
 
 def test_a_runtime_fuses_and_adds_host_time():
-    """q, k and v share one floor, gate and up another: 7 launches of a layer become 4."""
+    """q, k and v share one floor, gate and up another: 7 launches become 4, and 3 inputs less are read."""
     spec = make_spec(floor_s=1e-3, exponent=20.0, device_class="npu")
     runtime = RuntimeProfile(
         "fusing",
@@ -107,6 +107,7 @@ def test_a_runtime_fuses_and_adds_host_time():
         for entry in (None, runtime)
     )
     saved = plain.unit_time_s[..., 0] - fused.unit_time_s[..., 0]
-    np.testing.assert_allclose(saved, 3e-3, rtol=1e-9)
+    np.testing.assert_allclose(saved, 3e-3, rtol=1e-4)
+    assert (saved > 3e-3).all()
     np.testing.assert_allclose(fused.first_time_s - plain.first_time_s, 5e-3, rtol=1e-9)
     np.testing.assert_array_equal(fused.unit_energy_j >= 0, True)

@@ -73,6 +73,7 @@ def test_what_a_runtime_fuses(llama_graph: OperatorGraph) -> None:
     assert {(group.kind, group.ops) for group in fusion_groups(llama_graph.blocks[0])} == {
         ("shared input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         ("shared input", ("mlp.gate_proj", "mlp.up_proj")),
+        ("norm and add", ("", "input_layernorm")),
         ("norm and add", ("add", "post_attention_layernorm")),
     }
 
