@@ -24,7 +24,8 @@ from dse.evaluate.footprint import (
 from dse.evaluate.fusion import with_fused_norms
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
 from dse.evaluate.sizes import Sizes, decode_contexts
-from dse.evaluate.tensor_parallel import TensorGroup
+from dse.evaluate.stack import OpStack
+from dse.evaluate.tensor_parallel import TensorGroup, kv_copies
 from dse.formats.precision import Precision
 from dse.graph.operator import Attention, OperatorGraph
 from dse.graph.units import Unit
@@ -104,6 +105,7 @@ def build_cost_table(
         unit_weight_bytes=stack.linear_of_unit @ prepared.stored,
         unit_kv_bytes_per_token=stack.attention_of_unit
         @ _kv_bytes(stack.attentions, precisions, workload.total_context),
+        kv_copies=np.stack([_kv_copies(stack, degree) for _, degree in members]),
         layer_fixed_bytes=np.array([block_fixed_bytes(block) for block in graph.blocks])[
             stack.template_of_layer
         ],
@@ -142,6 +144,13 @@ def _kv_bytes(attentions: Sequence[Attention], precisions: Sequence[Precision], 
         for attention in attentions
     ]
     return np.asarray(table, dtype=np.float64).reshape(len(attentions), len(precisions))
+
+
+def _kv_copies(stack: OpStack, degree: int) -> Array:
+    """Return (U,) how often ``degree`` devices together hold the cache of a unit."""
+    copies = np.array([kv_copies(attention, degree) for attention in stack.attentions])
+    owners = stack.attention_of_unit.sum(axis=1)
+    return np.where(owners > 0, stack.attention_of_unit @ copies / np.maximum(owners, 1.0), 1.0)
 
 
 def _crossing(graph: OperatorGraph, query: float, context: float) -> float:

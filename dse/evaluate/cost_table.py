@@ -34,7 +34,8 @@ class CostTable:
             serve the last position of each sequence alone.
         unit_weight_bytes: (U, Q) stored weights with scales and zero points.
         unit_kv_bytes_per_token: (U, Q) per sequence and position, the mean over the full context where a
-            sliding window drops positions.
+            sliding window drops positions. kv_copies: (D, U) how often a group of devices holds it in all:
+            once, but as often as it has devices for every shared head.
         layer_fixed_bytes: (L,) norms and biases; first_bytes, last_bytes: embedding; norm and head (the
             head counts here too when it is tied, because another device must hold its own copy;
             ``tied_bytes`` is what one device saves that holds both).
@@ -61,6 +62,7 @@ class CostTable:
     last_energy_j: Array
     unit_weight_bytes: Array
     unit_kv_bytes_per_token: Array
+    kv_copies: Array
     layer_fixed_bytes: Array
     first_bytes: float
     last_bytes: float

@@ -160,8 +160,8 @@ def _memory(
 ) -> dict[str, MemoryUse]:
     """Return what each device holds: the KV cache of the whole batch at full length.
 
-    Devices that share layers hold equal parts of weights and cache, and whole activations. More of them than
-    KV heads would hold copies, which is not counted.
+    Devices that share layers hold equal parts of weights and cache, and whole activations; more of them than
+    KV heads hold copies of the cache.
     """
     micro = micro_indices(plan, table)
     activations = float(max(table.activation_bytes[p, m] for p, m in enumerate(micro)))

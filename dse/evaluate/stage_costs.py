@@ -27,7 +27,8 @@ class StageCosts:
 
     Attributes:
         time_s, energy_j: (P, S), energy without static power.
-        weight_bytes, kv_bytes_per_token: (S,) of the layers, without embedding and head.
+        weight_bytes, kv_bytes_per_token: (S,) of the layers, without embedding and head; of a group of
+            devices together, with the copies of the cache.
         hop_s, hop_j: (P, S - 1) transfers between the stages.
     """
 
@@ -67,7 +68,8 @@ def stage_costs(plan: Plan, table: CostTable, cluster: Cluster) -> StageCosts:
     in_stage = np.stack([_in_stage(layer_of_unit, stage) for stage in plan.stages]).astype(np.float64)
     weights = in_stage @ table.unit_weight_bytes[every, choice]
     weights += [table.layer_fixed_bytes[slice(*stage.layers)].sum() for stage in plan.stages]
-    kv = in_stage @ table.unit_kv_bytes_per_token[every, choice]
+    types = [table.devices.index(stage_type(cluster, stage)) for stage in plan.stages]
+    kv = (in_stage * table.kv_copies[types]) @ table.unit_kv_bytes_per_token[every, choice]
     hop_s, hop_j = _hops(plan.stages, table, cluster, micro)
     return StageCosts(time_s, energy_j, weights, kv, hop_s, hop_j)
 

@@ -16,7 +16,7 @@ from cost_models.collectives import all_reduce_time_s
 from cost_models.energy import link_energy_j
 from dse.errors import ConfigError
 from dse.evaluate.cost_table import Array
-from dse.graph.operator import Attention, Op
+from dse.graph.operator import Attention, Op, OperatorGraph
 from hardware_specs.spec import HardwareSpec, Link
 
 ALL_REDUCES_PER_BLOCK = 2
@@ -75,6 +75,39 @@ def attention_part(attention: Attention, degree: int) -> Attention:
         )
     kv_heads = max(1, attention.n_kv_heads // degree)
     return replace(attention, n_heads=attention.n_heads // degree, n_kv_heads=kv_heads)
+
+
+def kv_copies(attention: Attention, degree: int) -> float:
+    """Return how often a group holds each cached head: once, unless it has more devices than heads.
+
+    A compressed cache (multi-head latent attention) is one head that all devices need.
+    """
+    return degree * max(1, attention.cached_heads // degree) / attention.cached_heads
+
+
+def degrees_for(graph: OperatorGraph, n_devices: int) -> tuple[int, ...]:
+    """Return the powers of two up to ``n_devices`` that can share out every layer of a model.
+
+    A degree must divide the query heads, divide the KV heads or be a multiple of them, and divide the cut
+    side of every linear.
+    """
+    attentions = [op.attention for block in graph.blocks for op in block.ops if op.attention is not None]
+    linears = [op for block in graph.blocks for op in block.ops if op.weight_shape and op.experts is None]
+    degrees = [2**i for i in range(n_devices.bit_length()) if 2**i <= n_devices]
+    return tuple(
+        degree
+        for degree in degrees
+        if all(
+            attention.n_heads % degree == 0
+            and (attention.cached_heads % degree == 0 or degree % attention.cached_heads == 0)
+            for attention in attentions
+        )
+        and all(
+            op.weight_shape[1 if op.role in INPUT_ROLES else 0] % degree == 0
+            for op in linears
+            if op.weight_shape is not None
+        )
+    )
 
 
 def elementwise_parts(others: Sequence[Op], degree: int) -> Array:

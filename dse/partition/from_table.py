@@ -1,8 +1,8 @@
 """From the cost table to the planner's arrays, and from its answer back to a plan.
 
-The units of a layer are folded into one choice per layer: every combination of their precisions that no other
-combination beats on every device, at every micro-batch, in memory and in penalty. A plan that uses a beaten
-combination can be improved by the one that beats it, so the fold loses nothing.
+The units of a layer are folded into one choice per layer (``fold``). Groups of devices that share layers are
+devices of the problem. Where some of them hold copies of the cache, a choice takes more memory there: it then
+has a variant for each way to hold the cache, which only the devices that hold it so can run.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from numpy.typing import NDArray
 
 from cost_models.collectives import p2p_time_s
 from cost_models.energy import link_energy_j
-from cost_models.memory import kv_cache_bytes
 from dse.errors import ConfigError
 from dse.evaluate.cost_table import Array, CostTable
 from dse.formats.precision import Precision
 from dse.graph.workload import Workload
+from dse.partition.fold import Fold, UnitCosts, fold_layer, units_of_layers
+from dse.partition.groups import DeviceGroup, link_of, placed, single_devices
+from dse.partition.orders import candidate_orders
 from dse.partition.problem import Arrangement, EnergyTables, PipelineProblem
 from dse.plan import Assignment, Plan, Stage
 from dse.sensitivity.table import SensitivityTable
 from hardware_specs.spec import Cluster
 
 MAX_CHOICES = 96
-MAX_ORDERS = 5040
-MAX_PERMUTED_DEVICES = 8
-N_DIRECTIONS = 512
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class TableProblem:
         combinations: per layer and choice the precision index of every unit of the layer.
         units: unit names of every layer; precisions: what the indices mean.
         cluster: its name.
+        groups: what the problem's devices are.
+        width: choices without variants: ``choice % width`` is the index into ``combinations``.
         n_thinned: combinations left out beyond exact dominance because a layer had too many; with 0 the
             planner's proofs hold for all assignments, otherwise for those among the remaining combinations.
         all_orders: whether every device order is a candidate; else only those that keep like devices
@@ -52,6 +53,8 @@ class TableProblem:
     units: tuple[tuple[str, ...], ...]
     precisions: tuple[Precision, ...]
     cluster: str
+    groups: tuple[DeviceGroup, ...]
+    width: int
     n_thinned: int
     all_orders: bool
 
@@ -61,7 +64,7 @@ class TableProblem:
             tuple(
                 (unit, self.precisions[q])
                 for units, combinations, choice in zip(self.units, self.combinations, choices, strict=True)
-                for unit, q in zip(units, combinations[choice], strict=True)
+                for unit, q in zip(units, combinations[choice % self.width], strict=True)
             )
         )
 
@@ -73,14 +76,21 @@ class TableProblem:
             model=model,
             cluster=self.cluster,
             assignment=self.assignment_from(arrangement.choices),
-            stages=tuple(
-                Stage((self.problem.devices[device],), (first, end))
-                for device, first, end in arrangement.stages
-            ),
+            stages=self.stages_from(arrangement),
             prefill_micro_batch=arrangement.prefill_micro_batch,
             decode_micro_batch=arrangement.decode_micro_batch,
             granularity=granularity,
             name=name,
+        )
+
+    def stages_from(self, arrangement: Arrangement) -> tuple[Stage, ...]:
+        """Return the stages on devices of the cluster."""
+        groups = [self.groups[device] for device, _, _ in arrangement.stages]
+        return tuple(
+            Stage(devices, (first, end), group.degree)
+            for (_, first, end), group, devices in zip(
+                arrangement.stages, groups, placed(groups), strict=True
+            )
         )
 
     def choice_of(self, layer: int, precisions: Sequence[Precision]) -> int | None:
@@ -108,6 +118,8 @@ def problem_from_table(
     allow_empty: bool = True,
     max_choices: int = MAX_CHOICES,
     with_energy: bool = False,
+    groups: Sequence[DeviceGroup] | None = None,
+    sequences: Sequence[tuple[int, ...]] | None = None,
 ) -> TableProblem:
     """Return the planner's problem of a cost table.
 
@@ -123,6 +135,8 @@ def problem_from_table(
         allow_empty: whether devices may stay unused.
         max_choices: combinations kept per layer.
         with_energy: whether energy is asked for; then a choice that is slower but takes fewer joules is kept.
+        groups: what may be a stage, single devices where None; their kinds must be in the table.
+        sequences: orders of groups, each of them a whole pipeline; needed for groups, which may overlap.
 
     Raises:
         ConfigError: sizes, units, precisions or device types do not match.
@@ -135,177 +149,61 @@ def problem_from_table(
             ("decode_micro_batch", decode_micro_batches),
         )
     )
-    types = [table.devices.index(kind) for kind in _device_kinds(table, cluster)]
-    costs = _UnitCosts.of(table, _penalties(table, sensitivity), workload, sizes, with_energy)
+    groups = single_devices(cluster) if groups is None else tuple(groups)
+    types = [_kind_index(table, group) for group in groups]
+    kv_copies, held_as = np.unique(table.kv_copies[types], axis=0, return_inverse=True)
+    costs = UnitCosts.of(table, _penalties(table, sensitivity), workload, sizes, with_energy, kv_copies)
     folded = [
-        _fold(table, costs, layer, usable, mixed_within_layer, max_choices)
+        fold_layer(table, costs, layer, usable, mixed_within_layer, max_choices)
         for layer in range(len(table.layer_fixed_bytes))
     ]
-    orders, all_orders = candidate_orders(cluster)
-    problem = _problem(table, cluster, workload, sizes, types, folded, orders, allow_empty)
+    orders, all_orders = candidate_orders(cluster) if sequences is None else (tuple(sequences), True)
+    problem = _problem(table, cluster, workload, sizes, groups, folded, orders)
+    problem = replace(problem, allow_empty=allow_empty and sequences is None)
     if with_energy:
-        energy = _energy_tables(table, cluster, sizes, types, folded)
-        problem = replace(problem, energy=energy)
-    of_layer = _units_of_layers(table)
+        problem = replace(problem, energy=_energy_tables(table, cluster, sizes, groups, folded))
+    width = problem.memory_bytes.shape[1]
+    if len(kv_copies) > 1:
+        problem = _with_variants(problem, table, folded, held_as.reshape(-1))
+    of_layer = units_of_layers(table)
     return TableProblem(
         problem=problem,
         combinations=tuple(tuple(tuple(int(q) for q in row) for row in fold.picks) for fold in folded),
         units=tuple(tuple(table.units[u].name for u in units) for units in of_layer),
         precisions=table.precisions,
         cluster=cluster.name,
+        groups=groups,
+        width=width,
         n_thinned=sum(fold.n_thinned for fold in folded),
         all_orders=all_orders,
     )
 
 
-def candidate_orders(cluster: Cluster) -> tuple[tuple[tuple[int, ...], ...], bool]:
-    """Return device orders, one of each kind of equivalent ones, and whether they are all.
+def _with_variants(
+    problem: PipelineProblem, table: CostTable, folded: list[Fold], held_as: NDArray[np.int64]
+) -> PipelineProblem:
+    """Return the problem with every choice once for each way to hold the cache, ``held_as`` (N)."""
+    n_ways, (n_layers, width) = int(held_as.max()) + 1, problem.memory_bytes.shape
+    memory = np.zeros((n_layers, n_ways, width))
+    for layer, fold in enumerate(folded):
+        memory[layer, :, : len(fold.picks)] = fold.memory_bytes.T + table.layer_fixed_bytes[layer]
+    able = (held_as[:, None] == np.arange(n_ways))[:, None, :, None] & problem.allowed[:, :, None, :]
 
-    Two orders are equivalent if they put equal devices in the same places and change nodes at the same ones.
-    Beyond 8 devices, or ``MAX_ORDERS`` kinds, only orders that keep the devices of a node together are made.
-    """
-    node_of = {node.name: node for node in cluster.nodes}
-    names = [name for name, _ in cluster.devices]
-    nodes = [name.partition("/")[0] for name in names]
-    kinds = [
-        (
-            node_of[node].device,
-            node_of[node].n_devices,
-            node_of[node].intra_link,
-            cluster.capacity_bytes(name),
-        )
-        for node, name in zip(nodes, names, strict=True)
-    ]
+    def repeated(costs: Array) -> Array:
+        return np.tile(costs, n_ways)
 
-    def signature(order: tuple[int, ...]) -> object:
-        numbering: dict[str, int] = {}
-        return tuple((kinds[i], numbering.setdefault(nodes[i], len(numbering))) for i in order)
-
-    if len(names) <= MAX_PERMUTED_DEVICES:
-        found: dict[object, tuple[int, ...]] = {}
-        for order in itertools.permutations(range(len(names))):
-            found.setdefault(signature(order), order)
-            if len(found) > MAX_ORDERS:
-                break
-        else:
-            return tuple(found.values()), True
-    groups = [[i for i, node in enumerate(nodes) if node == name] for name in dict.fromkeys(nodes)]
-    blocks: dict[object, tuple[int, ...]] = {}
-    for arranged in itertools.permutations(groups):
-        order = tuple(i for group in arranged for i in group)
-        blocks.setdefault(signature(order), order)
-        if len(blocks) >= MAX_ORDERS:
-            break
-    return tuple(blocks.values()), False
-
-
-@dataclass(frozen=True)
-class _UnitCosts:
-    """Costs of units, columns (C): times of device types (infinite: unsupported), joules, memory, penalty.
-
-    ``values``: (U, Q, C); ``n_times`` of the columns are times: prefill (P, D types), then decode (D sizes,
-    types). Energies, where they are asked for, come in the same order.
-    """
-
-    values: Array
-    n_times: int
-
-    @staticmethod
-    def of(
-        table: CostTable,
-        penalty: Array,
-        workload: Workload,
-        sizes: tuple[tuple[int, ...], ...],
-        with_energy: bool,
-    ) -> _UnitCosts:
-        """Collect the columns."""
-        times, joules = [], []
-        for phase, candidates in enumerate(sizes):
-            for size in candidates:
-                m = table.micro_batch_index(size)
-                seconds = table.unit_time_s[phase, m]  # (D, U, Q)
-                times.append(np.where(table.supported[:, None, :], seconds, np.inf))
-                energy = table.unit_energy_j[phase, m]
-                joules.append(np.where(table.supported[:, None, :], energy, np.inf))
-        one = kv_cache_bytes(workload.batch, workload.total_context, 1.0)
-        memory = table.unit_weight_bytes + one * table.unit_kv_bytes_per_token
-        n_times = len(times) * len(table.devices)
-        measured = np.stack(times + joules * with_energy).reshape(-1, *memory.shape)
-        columns = np.concatenate([measured, memory[None], penalty[None]])
-        return _UnitCosts(np.moveaxis(columns, 0, 2), n_times)
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """Choices of one layer: ``picks`` (K, units) precision indices, ``costs`` (K, C) sums over the units."""
-
-    picks: NDArray[np.int64]
-    costs: Array
-    n_thinned: int
-
-
-def _fold(
-    table: CostTable,
-    costs: _UnitCosts,
-    layer: int,
-    usable: NDArray[np.bool_],
-    mixed_within_layer: bool,
-    max_choices: int,
-) -> _Fold:
-    """Combine the units of a layer one after another, dropping beaten combinations on the way."""
-    units = _units_of_layers(table)[layer]
-    able = usable & table.supported.any(axis=0)
-    picks, sums, n_thinned = np.zeros((1, 0), np.int64), np.zeros((1, costs.values.shape[2])), 0
-    if not mixed_within_layer:
-        qs = np.flatnonzero(able[units].all(axis=0))
-        picks = np.repeat(qs[:, None], len(units), axis=1)
-        sums = costs.values[units][:, qs].sum(axis=0)
-        keep = _undominated(sums)
-        picks, sums = picks[keep], sums[keep]
-    else:
-        for unit in units:
-            qs = np.flatnonzero(able[unit])
-            sums = (sums[:, None] + costs.values[unit, qs][None]).reshape(-1, sums.shape[1])
-            picks = np.concatenate(
-                [np.repeat(picks, len(qs), axis=0), np.tile(qs, len(picks))[:, None]], axis=1
-            )
-            # a combination must run as a whole on at least one device
-            runs = np.isfinite(sums[:, : costs.n_times]).any(axis=1)
-            picks, sums = picks[runs], sums[runs]
-            keep = _undominated(sums)
-            if len(keep) > max_choices:
-                n_thinned += len(keep) - max_choices
-                keep = keep[_spread(sums[keep], picks[keep], max_choices)]
-            picks, sums = picks[keep], sums[keep]
-    if len(picks) == 0:
-        raise ConfigError(
-            f"no device can run any allowed combination of precisions of layer {layer}",
-            path="precisions",
-        )
-    return _Fold(picks, sums, n_thinned)
-
-
-def _undominated(sums: Array) -> NDArray[np.int64]:
-    """Return indices of rows (N, C) that no other beats or equals in every column (of equals the first)."""
-    alive = np.lexsort(sums.T[::-1])
-    kept: list[int] = []
-    while len(alive):
-        head = alive[0]
-        kept.append(int(head))
-        alive = alive[~(sums[alive] >= sums[head]).all(axis=1)]
-    return np.sort(np.array(kept, dtype=np.int64))
-
-
-def _spread(sums: Array, picks: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Choose n rows that win in most directions of weights; uniform rows and column minima stay first."""
-    finite = np.where(np.isfinite(sums), sums, np.nan)
-    low, high = np.nanmin(finite, axis=0), np.nanmax(finite, axis=0)
-    scaled = np.where(np.isfinite(sums), (sums - low) / np.where(high > low, high - low, 1.0), 2.0)
-    directions = np.random.default_rng(0).dirichlet(np.full(sums.shape[1], 0.3), N_DIRECTIONS)
-    wins = np.bincount((scaled @ directions.T).argmin(axis=0), minlength=len(sums)).astype(np.float64)
-    wins[scaled.argmin(axis=0)] += N_DIRECTIONS
-    wins[(picks == picks[:, :1]).all(axis=1)] += N_DIRECTIONS
-    return np.sort(np.argsort(-wins, kind="stable")[:n])
+    energy = problem.energy
+    if energy is not None:
+        energy = replace(energy, prefill_j=repeated(energy.prefill_j), decode_j=repeated(energy.decode_j))
+    return replace(
+        problem,
+        prefill_s=repeated(problem.prefill_s),
+        decode_s=repeated(problem.decode_s),
+        allowed=able.reshape(len(held_as), n_layers, n_ways * width),
+        memory_bytes=memory.reshape(n_layers, n_ways * width),
+        penalty=repeated(problem.penalty),
+        energy=energy,
+    )
 
 
 def _problem(
@@ -313,11 +211,11 @@ def _problem(
     cluster: Cluster,
     workload: Workload,
     sizes: tuple[tuple[int, ...], ...],
-    types: list[int],
-    folded: list[_Fold],
+    groups: tuple[DeviceGroup, ...],
+    folded: list[Fold],
     orders: tuple[tuple[int, ...], ...],
-    allow_empty: bool,
 ) -> PipelineProblem:
+    types = [_kind_index(table, group) for group in groups]
     n_layers, n_choices = len(folded), max(len(fold.picks) for fold in folded)
     n_types, (prefill_sizes, decode_sizes) = len(table.devices), sizes
     n_p, n_d = len(prefill_sizes), len(decode_sizes)
@@ -330,19 +228,20 @@ def _problem(
         able = np.isfinite(seconds).all(axis=0)
         allowed[:, layer, :k] = able
         times[:, :, layer, :k] = np.where(able, seconds, 0.0)
-        memory[layer, :k] = fold.costs[:, -2] + table.layer_fixed_bytes[layer]
-        penalty[layer, :k] = fold.costs[:, -1]
+        memory[layer, :k] = fold.memory_bytes[:, 0] + table.layer_fixed_bytes[layer]
+        penalty[layer, :k] = fold.penalty
     indices = [[table.micro_batch_index(size) for size in candidates] for candidates in sizes]
     for phase, (offset, chosen) in enumerate(((0, indices[0]), (n_p, indices[1]))):
         for i, m in enumerate(chosen):
             times[offset + i] += table.layer_time_s[phase, m][:, :, None]
-    names = tuple(name for name, _ in cluster.devices)
+    degrees = np.array([float(group.degree) for group in groups])
+    capacity = np.array([cluster.capacity_bytes(group.first_device) for group in groups])
     activations = np.maximum(
         table.activation_bytes[0, indices[0]][:, None], table.activation_bytes[1, indices[1]][None, :]
     )
     return PipelineProblem(
-        devices=names,
-        device_types=tuple(kind for _, kind in cluster.devices),
+        devices=tuple(group.name for group in groups),
+        device_types=tuple(group.kind for group in groups),
         orders=orders,
         prefill_micro_batches=prefill_sizes,
         decode_micro_batches=decode_sizes,
@@ -350,8 +249,7 @@ def _problem(
         decode_s=times[n_p:][:, types],
         allowed=allowed[types],
         memory_bytes=memory,
-        capacity_bytes=np.array([cluster.capacity_bytes(name) for name in names])
-        - table.reserve_bytes[types],
+        capacity_bytes=degrees * (capacity - table.reserve_bytes[types]),
         first_bytes=table.first_bytes,
         last_bytes=table.last_bytes,
         tied_bytes=table.tied_bytes,
@@ -359,14 +257,13 @@ def _problem(
         first_decode_s=table.first_time_s[1, indices[1]][:, types],
         last_prefill_s=table.last_time_s[0, indices[0]][:, types],
         last_decode_s=table.last_time_s[1, indices[1]][:, types],
-        hop_prefill_s=_hops(cluster, names, table.hop_bytes[0, indices[0]]),
-        hop_decode_s=_hops(cluster, names, table.hop_bytes[1, indices[1]]),
+        hop_prefill_s=_hops(cluster, groups, table.hop_bytes[0, indices[0]]),
+        hop_decode_s=_hops(cluster, groups, table.hop_bytes[1, indices[1]]),
         penalty=penalty,
         batch=workload.batch,
         output_tokens=workload.output_tokens,
-        price_usd_per_h=tuple(cluster.spec_of(name).price_usd_per_h for name in names),
-        allow_empty=allow_empty,
-        activation_bytes=np.repeat(activations[:, :, None], len(names), axis=2),
+        price_usd_per_h=tuple(_price(cluster, group) for group in groups),
+        activation_bytes=activations[:, :, None] * degrees,
     )
 
 
@@ -374,10 +271,11 @@ def _energy_tables(
     table: CostTable,
     cluster: Cluster,
     sizes: tuple[tuple[int, ...], ...],
-    types: list[int],
-    folded: list[_Fold],
+    groups: tuple[DeviceGroup, ...],
+    folded: list[Fold],
 ) -> EnergyTables:
     """Return joules in the shapes of the problem's times; static power that is unknown counts as 0."""
+    types = [_kind_index(table, group) for group in groups]
     n_types, n_p, n_d = len(table.devices), len(sizes[0]), len(sizes[1])
     n_times = (n_p + n_d) * n_types
     joules = np.zeros((n_p + n_d, n_types, len(folded), max(len(fold.picks) for fold in folded)))
@@ -388,13 +286,12 @@ def _energy_tables(
     for phase, offset in ((0, 0), (1, n_p)):
         for i, m in enumerate(at[phase]):
             joules[offset + i] += table.layer_energy_j[phase, m][:, :, None]
-    names = tuple(name for name, _ in cluster.devices)
     hops = []
     for phase in (0, 1):
         moved = table.hop_bytes[phase, at[phase]]
-        hop = np.zeros((len(moved), len(names), len(names)))
-        for (a, first), (b, second) in itertools.permutations(enumerate(names), 2):
-            hop[:, a, b] = link_energy_j(moved, cluster.link_between(first, second))
+        hop = np.zeros((len(moved), len(groups), len(groups)))
+        for (a, first), (b, second) in itertools.permutations(enumerate(groups), 2):
+            hop[:, a, b] = link_energy_j(moved, link_of(cluster, first, second))
         hops.append(hop)
     return EnergyTables(
         prefill_j=joules[:n_p][:, types],
@@ -409,27 +306,26 @@ def _energy_tables(
     )
 
 
-def _hops(cluster: Cluster, names: tuple[str, ...], message_bytes: Array) -> Array:
+def _price(cluster: Cluster, group: DeviceGroup) -> float | None:
+    """Return the rent of a group, None where it is unknown."""
+    price = cluster.specs[group.device].price_usd_per_h
+    return None if price is None else group.degree * price
+
+
+def _hops(cluster: Cluster, groups: tuple[DeviceGroup, ...], message_bytes: Array) -> Array:
     """Return (M, N, N) seconds of a transfer between two devices; 0 from a device to itself."""
-    hops = np.zeros((len(message_bytes), len(names), len(names)))
-    for (a, first), (b, second) in itertools.permutations(enumerate(names), 2):
-        hops[:, a, b] = p2p_time_s(message_bytes, cluster.link_between(first, second))
+    hops = np.zeros((len(message_bytes), len(groups), len(groups)))
+    for (a, first), (b, second) in itertools.permutations(enumerate(groups), 2):
+        hops[:, a, b] = p2p_time_s(message_bytes, link_of(cluster, first, second))
     return hops
 
 
-def _units_of_layers(table: CostTable) -> list[list[int]]:
-    of_layer: list[list[int]] = [[] for _ in range(len(table.layer_fixed_bytes))]
-    for u, unit in enumerate(table.units):
-        of_layer[unit.layer].append(u)
-    return of_layer
-
-
-def _device_kinds(table: CostTable, cluster: Cluster) -> list[str]:
-    kinds = [kind for _, kind in cluster.devices]
-    for kind in kinds:
-        if kind not in table.devices:
-            raise ConfigError(f"device type '{kind}' is not priced", value=kind, allowed=table.devices)
-    return kinds
+def _kind_index(table: CostTable, group: DeviceGroup) -> int:
+    if group.kind not in table.devices:
+        raise ConfigError(
+            f"device type '{group.kind}' is not priced", value=group.kind, allowed=table.devices
+        )
+    return table.devices.index(group.kind)
 
 
 def _micro_batches(

@@ -17,8 +17,9 @@ from dse.evaluate.plan_cost import predict
 from dse.formats.grammar import parse_precision
 from dse.graph.units import units_of
 from dse.graph.workload import Workload
-from dse.partition.from_table import TableProblem, candidate_orders, divisors, problem_from_table
+from dse.partition.from_table import TableProblem, divisors, problem_from_table
 from dse.partition.objective import objective_s, penalty_of, quantity, stage_use
+from dse.partition.orders import candidate_orders
 from dse.partition.problem import Goal, Objective
 from dse.partition.solve import solve
 from dse.plan import Assignment, Plan, Stage
