@@ -16,10 +16,11 @@ from dse.partition.relax import (
     layer_costs,
     prefixes_and_constants,
     stage_of_layers,
-    uniform_multipliers,
 )
+from dse.partition.starts import start_multipliers
 
 KEEP_MULTIPLIERS = 200
+N_STARTS = 3  # multipliers that every sequence starts with
 ROUNDING_FRAC = 1e-12  # widens comparisons that would otherwise hang on the rounding of sums
 
 
@@ -30,13 +31,15 @@ class Memory:
     of_sequence: dict[tuple[int, ...], list[Multipliers]] = field(default_factory=dict)
 
     def known(self, lane: Lane) -> list[Multipliers]:
-        """Return the list of the lane's sequence, which starts with the uniform multipliers."""
-        return self.of_sequence.setdefault(lane.devices, [uniform_multipliers(lane)])
+        """Return the list of the lane's sequence, which starts with ``start_multipliers``."""
+        if lane.devices not in self.of_sequence:
+            self.of_sequence[lane.devices] = start_multipliers(lane)
+        return self.of_sequence[lane.devices]
 
     def forget(self) -> None:
         """Keep the newest of every sequence, for the next search."""
         for known in self.of_sequence.values():
-            del known[1 : max(1, len(known) - KEEP_MULTIPLIERS)]
+            del known[N_STARTS : max(N_STARTS, len(known) - KEEP_MULTIPLIERS)]
 
 
 class QualityFilter:
