@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -25,6 +26,7 @@ from dse.cli.output import fail
 from dse.errors import DseError
 
 INTERRUPTED = 130
+CHATTY = ("torchao", "torch.utils._pytree")  # warn when transformers looks which libraries are installed
 
 app = typer.Typer(
     name="dse",
@@ -56,6 +58,8 @@ def options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of expected errors."),
 ) -> None:
     """Which precision for every part of a model, on which devices, and what will it cost?"""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["DSE_DEBUG"] = "1" if debug else os.environ.get("DSE_DEBUG", "")
 
 
