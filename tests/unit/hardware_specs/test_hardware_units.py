@@ -18,6 +18,7 @@ for line in ("flops = [operation]", "usd = [money]", "octet = 8 * bit"):
 def _oracle(word: str) -> float:
     """The factor of a unit word according to pint, with bytes, bits, flop and dollars defined privately."""
     text = word.replace("FLOP", "flops").replace("OP", "flops").replace("USD/h", "usd/hour")
+    text = text.replace("USD", "usd").replace("kWh", "(kW*hour)")
     if word.endswith(("B", "B/s")) and "bit" not in word:
         text = text.replace("B", "octet")
     base = {
@@ -29,7 +30,10 @@ def _oracle(word: str) -> float:
         "joule_per_flop": "J/flops",
         "second": "s",
         "hertz": "1/s",
+        "usd": "usd",
         "usd_per_h": "usd/hour",
+        "usd_per_kwh": "usd/(kW*hour)",
+        "g_per_kwh": "g/(kW*hour)",
         "nanometre": "nm",
     }[UNITS[word].dimension]
     return float(REGISTRY.Quantity(1.0, text).to(base).magnitude)
