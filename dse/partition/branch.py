@@ -18,7 +18,7 @@ from dse.partition.cuts import (
     best_cut_in_box,
     count_cuts,
     cuts_in_box,
-    lowest_bound_in_box,
+    lowest_bounds_in_box,
     split_box_at,
     tightened,
 )
@@ -148,6 +148,7 @@ class BranchAndBound:
         self.n_relaxations = self.n_searched = self.n_branched = 0
         self.deadline = None if limits.time_s is None else time.monotonic() + limits.time_s
         self.evaluated: dict[int, tuple[Array, Array]] = {}
+        self.tried: set[tuple[int, bytes]] = set()
         memory.forget()
         self.dropped = float("inf")
 
@@ -226,11 +227,8 @@ class BranchAndBound:
             self._push_block(box)
             return
         n_known = len(self.memory.known(self.lanes[box.lane]))
-        bound = max(
-            lowest_bound_in_box(prefix, float(constant), box.lo, box.hi)
-            for prefix, constant in zip(*self._bounds_of(box.lane, n_known), strict=True)
-        )
-        self._push(bound, box)
+        bounds = lowest_bounds_in_box(*self._bounds_of(box.lane, n_known), box.lo, box.hi)
+        self._push(float(bounds.max()), box)
 
     def _push_block(self, box: _Box) -> None:
         lane = self.lanes[box.lane]
@@ -268,10 +266,10 @@ class BranchAndBound:
             if relaxed is None:
                 return
             prefixes, constants = prefixes_and_constants(lane, [relaxed.multipliers], self.max_penalty)
-            bound = lowest_bound_in_box(prefixes[0], float(constants[0]), box.lo, box.hi)
+            bound = float(lowest_bounds_in_box(prefixes, constants, box.lo, box.hi)[0])
             self.memory.known(lane).append(relaxed.multipliers)
             for cut in self._candidate_cuts(box, relaxed, prefixes[0]):
-                self._try_cut(lane, cut)
+                self._try_cut(box.lane, cut)
             self._push(bound, _Box(box.lane, box.lo, box.hi, relaxed))
             return
         width = box.hi - box.lo
@@ -288,9 +286,16 @@ class BranchAndBound:
         found = [np.minimum(lo, hi), best_cut_in_box(prefix, box.lo, box.hi)]
         return [cut for cut in found if cut is not None and (np.diff(cut) > 0).all()]
 
-    def _try_cut(self, lane: Lane, cut: NDArray[np.int64]) -> None:
-        """Look for an incumbent in one cut."""
-        if not lane.fits(cut[None])[0]:
+    def _try_cut(self, lane_index: int, cut: NDArray[np.int64]) -> None:
+        """Look for an incumbent in one cut, once, unless its bounds rule it out."""
+        lane = self.lanes[lane_index]
+        if (lane_index, cut.tobytes()) in self.tried or not lane.fits(cut[None])[0]:
+            return
+        self.tried.add((lane_index, cut.tobytes()))
+        prefixes, constants = self._bounds_of(lane_index, len(self.memory.known(lane)))
+        stages = np.arange(lane.n)
+        costs = (prefixes[:, stages, cut[1:]] - prefixes[:, stages, cut[:-1]]).sum(axis=1)
+        if (costs + constants).max() >= self.limit:
             return
         usable = lane.usable[stage_of_layers(cut), np.arange(lane.n_layers)]
         self.n_relaxations += 1

@@ -41,27 +41,27 @@ def cuts_in_box(lo: Boundaries, hi: Boundaries) -> Boundaries:
     return cuts
 
 
-def lowest_bound_in_box(prefix: Array, constant: float, lo: Boundaries, hi: Boundaries) -> float:
-    """Return the least ``cut_bounds`` over a box, by dynamic programming over the boundaries, O(n L).
+def lowest_bounds_in_box(prefixes: Array, constants: Array, lo: Boundaries, hi: Boundaries) -> Array:
+    """Return the (T) least ``cut_bounds`` over a box, by dynamic programming over the boundaries, O(T n L).
 
     Args:
-        prefix: (n, L + 1) prefix sums of the layer costs of every stage.
-        constant: added to every bound.
+        prefixes: (T, n, L + 1) prefix sums of the layer costs of every stage, for T multipliers.
+        constants: (T) added to every bound.
         lo, hi: (n + 1) the box.
     """
-    n_positions = prefix.shape[1]
-    positions = np.arange(n_positions)
-    best = np.where(positions == 0, 0.0, np.inf)
-    for stage in range(prefix.shape[0]):
-        before = best - prefix[stage]
-        least = np.concatenate([[np.inf], np.minimum.accumulate(before)[:-1]])
-        inside = (positions >= lo[stage + 1]) & (positions <= hi[stage + 1])
-        best = np.where(inside, least + prefix[stage], np.inf)
-    return float(best.min() + constant)
+    n_rows, n_stages, n_positions = prefixes.shape
+    best = np.full((n_rows, n_positions), np.inf)
+    best[:, 0] = 0.0
+    for stage in range(n_stages):
+        least = np.minimum.accumulate(best - prefixes[:, stage], axis=1)
+        low, high = int(lo[stage + 1]), int(hi[stage + 1])
+        best = np.full((n_rows, n_positions), np.inf)
+        best[:, low : high + 1] = least[:, low - 1 : high] + prefixes[:, stage, low : high + 1]
+    return np.asarray(best.min(axis=1) + constants)
 
 
 def best_cut_in_box(prefix: Array, lo: Boundaries, hi: Boundaries) -> Boundaries | None:
-    """Return a cut that attains ``lowest_bound_in_box``, None for an empty box."""
+    """Return a cut that attains ``lowest_bounds_in_box``, None for an empty box."""
     n, n_positions = prefix.shape
     positions = np.arange(n_positions)
     best = np.where(positions == 0, 0.0, np.inf)

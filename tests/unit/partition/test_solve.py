@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dse.partition.branch import Limits
-from dse.partition.cuts import best_cut_in_box, count_cuts, cuts_in_box, lowest_bound_in_box, split_box_at
+from dse.partition.cuts import best_cut_in_box, count_cuts, cuts_in_box, lowest_bounds_in_box, split_box_at
 from dse.partition.front import latency_quality_front
 from dse.partition.lanes import LaneFactory
 from dse.partition.objective import violations
@@ -47,7 +47,7 @@ def test_any_multipliers_bound_every_arrangement(seed: int) -> None:
         prefixes, constants = prefixes_and_constants(lane, [some, uniform_multipliers(lane)], 45.0)
         for prefix, constant in zip(prefixes, constants, strict=True):
             bounds = cut_bounds(prefix, float(constant), cuts)
-            assert bounds.min() == pytest.approx(lowest_bound_in_box(prefix, float(constant), lo, hi))
+            assert bounds.min() == pytest.approx(lowest_bounds_in_box(prefix[None], np.array([constant]), lo, hi)[0])
             if lane.usable.any(axis=2).all():
                 lowest = min(lowest, float(bounds.min()))
     if expected is not None and np.isfinite(lowest):
@@ -73,7 +73,7 @@ def test_cheapest_cut_of_a_box(seed: int) -> None:
     assert cut is not None
     values = cut_bounds(prefix, 0.5, cuts_in_box(lo, hi))
     assert cut_bounds(prefix, 0.5, cut[None])[0] == pytest.approx(values.min())
-    assert lowest_bound_in_box(prefix, 0.5, lo, hi) == pytest.approx(values.min())
+    assert lowest_bounds_in_box(prefix[None], np.array([0.5]), lo, hi)[0] == pytest.approx(values.min())
 
 
 def test_large_boxes_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
