@@ -47,7 +47,9 @@ def test_any_multipliers_bound_every_arrangement(seed: int) -> None:
         prefixes, constants = prefixes_and_constants(lane, [some, uniform_multipliers(lane)], 45.0)
         for prefix, constant in zip(prefixes, constants, strict=True):
             bounds = cut_bounds(prefix, float(constant), cuts)
-            assert bounds.min() == pytest.approx(lowest_bounds_in_box(prefix[None], np.array([constant]), lo, hi)[0])
+            assert bounds.min() == pytest.approx(
+                lowest_bounds_in_box(prefix[None], np.array([constant]), lo, hi)[0]
+            )
             if lane.usable.any(axis=2).all():
                 lowest = min(lowest, float(bounds.min()))
     if expected is not None and np.isfinite(lowest):
