@@ -42,6 +42,7 @@ def build_cost_table(
     micro_batches: Sequence[int],
     groups: Sequence[TensorGroup] = (),
     runtime: RuntimeProfile | None = None,
+    n_chunks: int = 1,
 ) -> CostTable:
     """Price every choice and return the dense table.
 
@@ -56,14 +57,20 @@ def build_cost_table(
         runtime: what it fuses saves launches and traffic (see ``dse.evaluate.fusion``), and its host time is
             added to every pass of a micro-batch, with the embedding. None prices every operator as a launch
             and no host time.
+        n_chunks: passes that the prefill of a micro-batch takes; prefill entries are the mean pass.
 
     Raises:
-        ConfigError: a linear belongs to no unit or to two, a list is empty, or a micro-batch is below 1.
+        ConfigError: a linear belongs to no unit or to two, a list is empty, a micro-batch is below 1, or the
+            model's prefill cannot be cut into chunks.
         UnsupportedOnDevice: a device cannot even run the unquantized parts.
     """
     _check(precisions, specs, micro_batches)
+    _check_chunks(graph, n_chunks)
     sizes = Sizes(
-        float(workload.prompt_tokens), np.asarray(micro_batches, dtype=np.float64), decode_contexts(workload)
+        float(workload.prompt_tokens),
+        np.asarray(micro_batches, dtype=np.float64),
+        decode_contexts(workload),
+        n_chunks,
     )
     graph = with_fused_norms(graph, runtime)
     overhead_s = 0.0 if runtime is None else runtime.step_overhead_s
@@ -123,7 +130,16 @@ def build_cost_table(
         static_w=np.array([(value or 0.0) * n for value, (_, n) in zip(static, members, strict=True)]),
         static_known=np.array([value is not None for value in static]),
         provenance=provenance,
+        n_chunks=n_chunks,
     )
+
+
+def _check_chunks(graph: OperatorGraph, n_chunks: int) -> None:
+    attentions = [op.attention for block in graph.blocks for op in block.ops if op.attention is not None]
+    if n_chunks > 1 and not all(attention.causal for attention in attentions):
+        raise ConfigError(
+            f"{graph.model} attends in both directions, so its prefill has no chunks", path="chunk"
+        )
 
 
 def _check(
@@ -159,10 +175,10 @@ def _crossing(graph: OperatorGraph, query: float, context: float) -> float:
 
 
 def _per_phase(sizes: Sizes, elements: Callable[[Array, float, float], Floats]) -> Array:
-    """Return (P, M) bytes of 16-bit elements; the decode at its longest context."""
-    last = float(sizes.contexts.max())
+    """Return (P, M) bytes of 16-bit elements, at the longest context."""
+    longest = (sizes.prompt, float(sizes.contexts.max()))
     shape = sizes.micro_batches.shape
     out = np.empty((2, *shape))
-    for p, (_, batch, query, context) in enumerate(sizes.of_phases()):
-        out[p] = SIXTEEN_BIT_BYTES * np.asarray(elements(batch, query, context if p == 0 else last))
+    for p, (_, batch, query, _) in enumerate(sizes.of_phases()):
+        out[p] = SIXTEEN_BIT_BYTES * np.asarray(elements(batch, query, longest[p]))
     return out

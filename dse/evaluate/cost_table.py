@@ -42,6 +42,7 @@ class CostTable:
         activation_bytes: (P, M) peak of live activations of one stage.
         hop_bytes: (P, M) activations that cross a pipeline cut.
         reserve_bytes: (D,) runtime reserve.
+        n_chunks: passes that the prefill of a micro-batch takes; the prefill entries are the mean pass.
         static_w: (D,) static power, NaN-free; where it is unknown the energy excludes it and
             ``static_known`` is False.
     """
@@ -73,6 +74,7 @@ class CostTable:
     static_w: Array
     static_known: NDArray[np.bool_]
     provenance: Provenance
+    n_chunks: int = 1
 
     def micro_batch_index(self, size: int) -> int:
         """Return the position of a micro-batch size on the M axis."""

@@ -198,12 +198,14 @@ def price_device(
         hidden_bytes = SIXTEEN_BIT_BYTES * graph.hidden_size
         messages = np.stack([batch * query * hidden_bytes for _, batch, query, _ in sizes.of_phases()])
         per_template = per_template + all_reduce_costs(group, messages)[..., None]
+    # only the last pass of a prompt needs the head
+    passes = np.array([sizes.n_chunks, 1.0])[:, None]
     return DeviceCosts(
         reasons,
         stack.linear_of_unit @ linear + stack.attention_of_unit @ attention,
         per_template[..., stack.template_of_layer],
         _edge_costs(pricer, graph.prologue, sizes.of_phases()),
-        _edge_costs(pricer, graph.epilogue, sizes.of_epilogue()),
+        _edge_costs(pricer, graph.epilogue, sizes.of_epilogue()) / passes,
         pricer.provenance,
     )
 
@@ -278,9 +280,12 @@ def _attention_costs(
     for a, whole in enumerate(attentions):
         attention = attention_part(whole, pricer.n_devices)
         for kv, members in groups.items():
-            prefill = attention_work(attention, kv, pricer.spec, "prefill", batch, sizes.prompt, sizes.prompt)
+            prefill = attention_work(
+                attention, kv, pricer.spec, "prefill", batch[:, None], sizes.chunk, sizes.prefill_contexts
+            )
             decode = attention_work(attention, kv, pricer.spec, "decode", batch[:, None], 1.0, sizes.contexts)
-            costs[:, 0][:, :, a, members] = pricer(prefill, batch.shape)[..., None]
+            per_pass = pricer(prefill, (len(batch), sizes.n_chunks))
+            costs[:, 0][:, :, a, members] = per_pass.mean(axis=-1)[..., None]
             per_context = pricer(decode, (len(batch), len(sizes.contexts)))
             costs[:, 1][:, :, a, members] = per_context.mean(axis=-1)[..., None]
     return costs

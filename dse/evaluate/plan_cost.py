@@ -75,7 +75,8 @@ def predict(plan: Plan, table: CostTable, cluster: Cluster, workload: Workload) 
         UnsupportedOnDevice: a unit's precision does not run on its device.
     """
     sizes = (plan.prefill_micro_batch, plan.decode_micro_batch)
-    n_micro = tuple(ceil(workload.batch / size) for size in sizes)
+    n_micro = [ceil(workload.batch / size) for size in sizes]
+    n_micro[PREFILL] *= table.n_chunks
     stages = stage_costs(plan, table, cluster)
     times = pipeline_times(
         stages.time_s[PREFILL],
@@ -139,7 +140,7 @@ def plan_timeline(
         stages.time_s[DECODE].tolist(),
         stages.hop_s[PREFILL].tolist(),
         stages.hop_s[DECODE].tolist(),
-        ceil(workload.batch / plan.prefill_micro_batch),
+        ceil(workload.batch / plan.prefill_micro_batch) * table.n_chunks,
         ceil(workload.batch / plan.decode_micro_batch),
         min(workload.output_tokens, n_rounds + 1),
     )

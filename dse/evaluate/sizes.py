@@ -37,16 +37,31 @@ def decode_contexts(workload: Workload, n_points: int = CONTEXT_POINTS) -> Array
 
 @dataclass(frozen=True)
 class Sizes:
-    """Workload sizes: prompt length, (M,) micro-batches, (C,) decode contexts."""
+    """Workload sizes: prompt length, (M,) micro-batches, (C,) decode contexts.
+
+    ``n_chunks``: passes that a prefill takes (chunked prefill, arXiv 2308.16369), each of an equal part of
+    the prompt; its attention sees all tokens so far.
+    """
 
     prompt: float
     micro_batches: Array
     contexts: Array
+    n_chunks: int = 1
+
+    @property
+    def chunk(self) -> float:
+        """Tokens of a prompt in one pass."""
+        return self.prompt / self.n_chunks
+
+    @property
+    def prefill_contexts(self) -> Array:
+        """(n_chunks,) positions that the tokens of each pass may attend to."""
+        return self.chunk * np.arange(1.0, self.n_chunks + 1)
 
     def of_phases(self) -> tuple[PhaseSizes, ...]:
         """(phase, batch (M,), query, mean context) of prefill and decode."""
         return (
-            ("prefill", self.micro_batches, self.prompt, self.prompt),
+            ("prefill", self.micro_batches, self.chunk, float(self.prefill_contexts.mean())),
             ("decode", self.micro_batches, 1.0, float(self.contexts.mean())),
         )
 

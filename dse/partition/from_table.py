@@ -264,6 +264,7 @@ def _problem(
         output_tokens=workload.output_tokens,
         price_usd_per_h=tuple(_price(cluster, group) for group in groups),
         activation_bytes=activations[:, :, None] * degrees,
+        n_chunks=table.n_chunks,
     )
 
 
