@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,6 +12,7 @@ from dse.cli.output import emit_json, note, table
 from dse.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dse.graph.units import Unit
     from dse.sensitivity.table import SensitivityTable
 
 
@@ -29,6 +31,9 @@ def sensitivity(
     ),
     compare: bool = typer.Option(
         False, "--compare", help="Every metric's rank correlation with measured KL instead of one table."
+    ),
+    sample: int | None = typer.Option(
+        None, "--sample", min=3, help="Only so many units, drawn by the seed, not all of the model's."
     ),
     precisions: str = options.PRECISIONS,
     granularity: str = options.GRANULARITY,
@@ -54,7 +59,8 @@ def sensitivity(
     quality = QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length)
     source = with_weights(resolve_model(model), note)
     graph = load_graph(source)
-    units = units_of(graph, granularity, ties)
+    every = units_of(graph, granularity, ties)
+    units = _drawn(every, sample, seed)
 
     from dse.sensitivity.measure import measure_sensitivity
     from dse.sensitivity.metric import METRICS
@@ -63,7 +69,7 @@ def sensitivity(
     METRICS.get(metric)
     if compare and granularity == "block" and len(units) < 3:
         raise ConfigError("a correlation over fewer than 3 units says nothing (try --granularity linear)")
-    evaluator = Bench.of(source, graph, units, quality, seed).sensitivity_evaluator()
+    evaluator = Bench.of(source, graph, every, quality, seed).sensitivity_evaluator()
     if compare:
         with ConsoleProgress() as progress:
             tables = {}
@@ -72,7 +78,7 @@ def sensitivity(
                 tables[name] = measure_sensitivity(
                     name, evaluator, units, choices, cache=sensitivity_cache(), progress=progress.advance
                 )
-        _show_comparison(model, tables, as_json=as_json)
+        _show_comparison(model, len(every), tables, as_json=as_json)
         return
     with ConsoleProgress() as progress:
         progress.step(f"measuring {metric} of {len(units)} units at {len(choices)} precisions")
@@ -92,7 +98,14 @@ def sensitivity(
     )
 
 
-def _show_comparison(model: str, tables: dict[str, SensitivityTable], *, as_json: bool) -> None:
+def _drawn(units: tuple[Unit, ...], count: int | None, seed: int) -> tuple[Unit, ...]:
+    """Return ``count`` units in their order; evenly spaced ones would all be the same linears of blocks."""
+    if count is None or count >= len(units):
+        return units
+    return tuple(units[index] for index in sorted(Random(seed).sample(range(len(units)), count)))
+
+
+def _show_comparison(model: str, n_units: int, tables: dict[str, SensitivityTable], *, as_json: bool) -> None:
     """Print Spearman's rho of every metric with measured KL: over all cells and over the units of a width."""
     from dse.sensitivity.correlation import rank_correlation, rank_correlation_by_precision
 
@@ -103,11 +116,21 @@ def _show_comparison(model: str, tables: dict[str, SensitivityTable], *, as_json
         if name != "kl"
     }
     if as_json:
-        emit_json({"model": model, "reference": "kl", "n_tokens": measured.n_tokens, "spearman": rows})
+        emit_json(
+            {
+                "model": model,
+                "reference": "kl",
+                "n_tokens": measured.n_tokens,
+                "units": list(measured.units),
+                "n_units_of_model": n_units,
+                "spearman": rows,
+            }
+        )
         return
     columns = list(next(iter(rows.values())))
     table(
-        f"{model}: rank correlation with measured KL over {len(measured.units)} units",
+        f"{model}: rank correlation with measured KL over {len(measured.units)} of {n_units} units "
+        f"({measured.n_tokens} tokens)",
         ("metric", *(column.partition("/")[0] for column in columns)),
         [(name, *(_rho(row[column]) for column in columns)) for name, row in rows.items()],
     )

@@ -4,7 +4,7 @@
 
     format    = float | integer | minifloat | mx | "nvfp4" | table
     float     = "fp32" | "fp16" | "bf16"
-    integer   = "int" N ["_" scope] ["_" grid] ["_s8"]        N = 1 .. 8, e.g. int4_g64_asym, int8_row
+    integer   = "int" N ["_" scope] ["_" grid] ["_s8" | "_s" K]   N = 1 .. 8, e.g. int4_g64_asym, int8_row
     minifloat = ("fp8_e4m3" | "fp8_e5m2" | "fp6_e2m3" | "fp6_e3m2" | "fp4_e2m1") ["_" scope]
     mx        = ("mxfp8_e4m3" | "mxfp8_e5m2" | "mxfp6_e2m3" | "mxfp6_e3m2" | "mxfp4" | "mxint8") ["_" rule]
     mxint     = "mxint" W "_e" E "_b" K               MASE: W bits with the sign, E of the exponent of K
@@ -14,6 +14,7 @@
               | "binary_row" | "binary_g" K
     scope     = "tensor" | "row" | "column" | "token" | "head" | "g" K | "b" R "x" K      default tensor
     "_s8": 8-bit scales under a float16 per row; "_dq": double quantization of QLoRA
+    "_s" K: scales and zero points of K = 2 .. 6 bits in groups of 16 rows (SpQR); integers "_g" K "_asym"
     grid      = "restricted" | "asym" | "full" | "gptq"           default restricted
     rule      = "floor" | "ceil" | "even"                         default floor (OCP MX v1.0)
     precision = format ["/" format "/" format]                    weights/activations/kv, the last two bf16
@@ -44,6 +45,7 @@ NESTED_SEED_BITS = 3  # Any-Precision LLM, arXiv 2402.10517
 BITMOD_SELECTOR_BITS = 2  # one of four data types
 DIALECT_EXPONENT_BITS, DIALECT_SELECTOR_BITS = 5, 4  # BlockDialect, arXiv 2501.01144
 TWO_LEVEL_SCALE_BITS = 8
+SCALE_ROWS = 16  # rows that share second-level scales, SpQR, arXiv 2306.03078
 DOUBLE_BLOCK = 256  # QLoRA, arXiv 2305.14314
 
 _FLOAT_BITS = {"fp32": 32, "fp16": 16, "bf16": 16}
@@ -58,7 +60,9 @@ _MX_ELEMENTS = {
 _MX_NAMES = {element: name for name, element in _MX_ELEMENTS.items()}
 _SIZE = r"[1-9][0-9]{0,5}"
 _SCOPE = rf"(?:_(?P<scope>tensor|row|column|token|head|g{_SIZE}|b{_SIZE}x{_SIZE}))?"
-_INTEGER = re.compile(rf"int(?P<bits>[1-8]){_SCOPE}(?:_(?P<grid>restricted|asym|full|gptq))?(?P<codec>_s8)?")
+_INTEGER = re.compile(
+    rf"int(?P<bits>[1-8]){_SCOPE}(?:_(?P<grid>restricted|asym|full|gptq))?(?P<codec>_s[2-68])?"
+)
 _MINIFLOAT = re.compile(rf"(?P<base>fp8_e4m3|fp8_e5m2|fp6_e2m3|fp6_e3m2|fp4_e2m1){_SCOPE}")
 _MXINT = re.compile(rf"mxint(?P<bits>[2-8])_e(?P<exponent>[2-8])_b(?P<size>{_SIZE})")
 _NF4 = re.compile(rf"nf4_b(?P<size>{_SIZE})(?P<codec>_dq)?")
@@ -79,7 +83,14 @@ KNOWN_FORMATS: tuple[str, ...] = (
     "fp8_e4m3_head",
     *(f"fp{name}{scope}" for name in ("6_e2m3", "6_e3m2", "4_e2m1") for scope in ("_row", "_g64")),
     *("int8_column", "int4_column_asym", "int8_b32x48", "int4_b16x64_asym", "fp8_e4m3_b128x128"),
-    *("int4_g64_s8", "mxint8_e8_b32", "mxint6_e4_b16", "mxint4_e8_b32"),
+    *(
+        "int4_g64_s8",
+        "int3_g16_asym_s3",
+        "int2_g64_asym_s4",
+        "mxint8_e8_b32",
+        "mxint6_e4_b16",
+        "mxint4_e8_b32",
+    ),
     *("nf4_b64", "nf4_b64_dq", "bitmod3_g64", "bitmod4_g64", "bitmod3_g64_s8", "bitmod4_g32_s8"),
     *("dialectfp4_b32", "dialectfp4_b16", "dialectfp4_b32_online"),
     *("kmeans2_row", "kmeans3_row", "kmeans4_row", "kmeans4"),
@@ -142,7 +153,9 @@ def format_name(fmt: NumberFormat) -> str:
     if fmt.kind == "mx":
         base = _MX_NAMES[fmt.element, fmt.bits]
         return base if fmt.exponent_rule in (None, "floor") else f"{base}_{fmt.exponent_rule}"
-    codec = {"plain": "", "int8_row": "_s8", "double": "_dq"}[fmt.scale_codec]
+    codec = {"plain": "", "int8_row": "_s8", "double": "_dq", "rows16": f"_s{fmt.scale_bits}"}[
+        fmt.scale_codec
+    ]
     scope = {
         "tensor": "",
         "group": f"_g{fmt.group_size}",
@@ -238,6 +251,11 @@ def _integer(match: re.Match[str]) -> NumberFormat:
         return NumberFormat(
             "int", "int", bits, granularity, group, grid, INTEGER_SCALE_BITS, zero_bits, block_rows=rows
         )
+    if match["codec"] != "_s8":
+        width = int(match["codec"][2:])
+        if granularity != "group" or grid != "asym":
+            raise ConfigError(f"scales of {width} bits need groups and the asymmetric grid", value=match[0])
+        return NumberFormat("int", "int", bits, "group", group, grid, width, width, scale_codec="rows16")
     if granularity != "group" or grid == "asym":
         raise ConfigError("two-level scales '_s8' need groups and a symmetric grid", value=match[0])
     return NumberFormat(

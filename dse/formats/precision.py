@@ -12,7 +12,7 @@ Kind = Literal[
 Granularity = Literal["tensor", "row", "column", "group", "token", "head", "block"]
 Grid = Literal["restricted", "full", "gptq", "asym"]
 ExponentRule = Literal["floor", "ceil", "even"]
-ScaleCodec = Literal["plain", "int8_row", "double"]
+ScaleCodec = Literal["plain", "int8_row", "double", "rows16"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class NumberFormat:
             zero point, which codebook a group uses, or a mean.
         exponent_rule: how an MX block picks its exponent (OCP MX v1.0: floor). None for other kinds.
         block_rows: rows of a two-dimensional block, whose columns are ``group_size``; else None.
-        scale_codec: how scales are stored: "plain"; "int8_row" (8-bit scales under a float16 per row); or
-            "double" (8-bit dynamic codes in blocks of 256, QLoRA).
+        scale_codec: how scales are stored: "plain"; "int8_row" (8-bit scales under a float16 per row);
+            "double" (8-bit dynamic codes in blocks of 256, QLoRA); or "rows16" (scales, and zero points that
+            are no whole numbers, of few bits between two float16 ends per 16 rows, SpQR).
         read_bits, seed_bits: of "nested" codes, the width that is read and the narrowest with a table.
     """
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dse.formats.grammar import DOUBLE_BLOCK, NVFP4_TENSOR_SCALE_BITS
+from dse.formats.grammar import DOUBLE_BLOCK, NVFP4_TENSOR_SCALE_BITS, SCALE_ROWS
 from dse.formats.precision import NumberFormat
 
 
@@ -74,12 +74,15 @@ def second_level(fmt: NumberFormat, rows: int, columns: int) -> tuple[int, int]:
     """Return (numbers, bits of each) of the second level of scales; (0, 0) without one.
 
     "int8_row" is a float16 per row (VS-Quant, arXiv 2102.04503); "double" a float32 per 256 scales and their
-    float32 mean (QLoRA, arXiv 2305.14314, which leaves the mean out of its count).
+    float32 mean (QLoRA, arXiv 2305.14314, which leaves the mean out of its count); "rows16" two float16, for
+    scales and for zero points, per 16 rows of each group (SpQR, arXiv 2306.03078).
     """
     if fmt.scale_codec == "int8_row":
         return rows, 16
     if fmt.scale_codec == "double":
         return math.ceil(rows * scales_per_row(fmt, columns) / DOUBLE_BLOCK) + 1, 32
+    if fmt.scale_codec == "rows16":
+        return 4 * math.ceil(rows / SCALE_ROWS) * scales_per_row(fmt, columns), 16
     return 0, 0
 
 

@@ -27,9 +27,10 @@ from dse.formats.precision import NumberFormat
 from dse.formats.storage import scale_shape
 from dse.quantize.codebook import CodebookQuantizer
 from dse.quantize.extremes import CHUNK
+from dse.quantize.half import HALF_MIN
 from dse.quantize.layout import needs_layout, rearranged
 from dse.quantize.quantizer import QUANTIZERS, Scales
-from dse.quantize.scale_codec import decode_scales, encode_scales
+from dse.quantize.scale_codec import between_ends, decode_scales, encode_scales, of_ends
 
 _FLOAT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -131,15 +132,17 @@ def _codes(x: Tensor, fmt: NumberFormat) -> QuantizedTensor:
     parts = _parts(matrix, _group_length(matrix, fmt))
     fitted = [quantizer.fit(part, fmt, tensor_scale) for part in parts]
     scale = torch.cat([entry.scale.reshape(rows, -1) for entry in fitted], dim=1)
+    zeros = [entry.zero.view(rows, -1) for entry in fitted if entry.zero is not None]
+    zero = torch.cat(zeros, dim=1) if zeros else None
     second = None
     if fmt.scale_codec != "plain":
-        scale, second = _two_levels(scale, fmt)
-        fitted = _with_scales(parts, fitted, scale, fmt)
+        scale, zero, second = _two_levels(scale, zero, fmt)
+        fitted = _with_scales(parts, scale, zero, fmt)
     codes = [
         quantizer.encode(part, entry, fmt).view(rows, -1) for part, entry in zip(parts, fitted, strict=True)
     ]
-    zeros = [entry.zero.view(rows, -1) for entry in fitted if entry.zero is not None]
-    zero = torch.cat(zeros, dim=1) if zeros else None
+    if fmt.kind == "codebook" and zero is not None:  # the choice of table may have changed with the scales
+        zero = torch.cat([entry.zero.view(rows, -1) for entry in fitted if entry.zero is not None], dim=1)
     return QuantizedTensor(fmt, tuple(x.shape), torch.cat(codes, dim=1), scale, zero, tensor_scale, second)
 
 
@@ -151,25 +154,38 @@ def _parts(matrix: Tensor, length: int) -> list[Tensor]:
     return [part.reshape(-1, min(length, part.shape[1])) for part in halves if part.numel()]
 
 
-def _two_levels(scale: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
-    """Return the scales (R, n) that the two levels store, and the second level; NaN scales stay NaN."""
+def _two_levels(
+    scale: Tensor, zero: Tensor | None, fmt: NumberFormat
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return scales and zero points (R, n) as two levels store them, and the second level; NaN stays NaN."""
+    bad = ~torch.isfinite(scale)
+    if fmt.scale_codec == "rows16":
+        assert zero is not None
+        ends, stored = [], []
+        for values in (scale, zero):
+            codes, end = between_ends(values, fmt.scale_bits)
+            ends.append(end)
+            stored.append(of_ends(codes, end))
+        second = torch.stack(ends).view(-1)
+        return stored[0].clamp_(min=HALF_MIN).masked_fill_(bad, torch.nan), stored[1], second
     codes, second = encode_scales(scale, fmt.scale_codec)
-    return decode_scales(codes, second, fmt.scale_codec).masked_fill_(
-        ~torch.isfinite(scale), torch.nan
-    ), second
+    return decode_scales(codes, second, fmt.scale_codec).masked_fill_(bad, torch.nan), zero, second
 
 
-def _with_scales(parts: list[Tensor], fitted: list[Scales], scale: Tensor, fmt: NumberFormat) -> list[Scales]:
-    """Return the fits with other scales, cut like the parts; codebooks are chosen again for them."""
+def _with_scales(parts: list[Tensor], scale: Tensor, zero: Tensor | None, fmt: NumberFormat) -> list[Scales]:
+    """Return scales of (R, n) cut like the parts; codebooks are chosen again for them."""
     rows = len(scale)
     widths = [len(part) // rows for part in parts]
+    zeros = [None] * len(parts) if zero is None else list(zero.split(widths, dim=1))
     again = []
-    for part, entry, stored in zip(parts, fitted, scale.split(widths, dim=1), strict=True):
+    for part, stored, beside in zip(parts, scale.split(widths, dim=1), zeros, strict=True):
         column = stored.reshape(-1, 1)
-        zero = entry.zero
-        if fmt.kind == "codebook" and zero is not None:
-            zero = CodebookQuantizer().refit_choice(part, column, fmt)
-        again.append(Scales(column, zero))
+        if beside is None:
+            again.append(Scales(column))
+        elif fmt.kind == "codebook":
+            again.append(Scales(column, CodebookQuantizer().refit_choice(part, column, fmt)))
+        else:
+            again.append(Scales(column, beside.reshape(-1, 1)))
     return again
 
 

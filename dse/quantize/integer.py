@@ -8,6 +8,8 @@ Grids, with b bits and rnd = round half to even:
 - asym:       S = (hi - lo) / (2^b - 1), Z = rnd(-lo / S), codes in [0, 2^b - 1], value S (q - Z), where
   lo = min(min w, 0) and hi = max(max w, 0) so that Z is a legal code.
 
+Under two-level zero points (codec "rows16") Z is no whole number: q = clamp(rnd(w / S + Z)).
+
 A scale is rounded to float16 *before* it is used, because that is what is stored and counted, so the values
 are those of a deployed model. (They are also exact in float32: 8 + 11 bits.) It saturates at float16's
 smallest and largest positive values; a group of zeros gets the smallest. A group with NaN or infinity becomes
@@ -47,7 +49,8 @@ class IntegerQuantizer(GroupScaled):
             low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
             n_steps = float((1 << fmt.bits) - 1)
             scale = half_scale((high - low).div_(n_steps))
-            return Scales(scale, round_even_(low.neg_().div_(scale)).clamp_(0.0, n_steps))
+            zero = low.neg_().div_(scale)
+            return Scales(scale, zero if _has_fractions(fmt) else round_even_(zero).clamp_(0.0, n_steps))
         absmax = torch.maximum(high, low.neg_())
         if fmt.grid == "gptq":
             return Scales(half_scale(absmax.mul_(2.0 / ((1 << fmt.bits) - 1))))
@@ -59,15 +62,21 @@ class IntegerQuantizer(GroupScaled):
         groups.div_(scales.scale)
         if scales.zero is None:
             round_even_(groups).clamp_(low, high)
+        elif _has_fractions(fmt):
+            round_even_(groups.add_(scales.zero)).clamp_(low, high).sub_(scales.zero)
         else:
             round_even_(groups).add_(scales.zero).clamp_(low, high).sub_(scales.zero)
         groups.mul_(scales.scale)
 
     def encode(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return clamp(rnd(w / S) + Z) as int16; symmetric codes are signed, 0 for 0.0."""
-        codes = round_even_(groups.div(scales.scale))
-        if scales.zero is not None:
-            codes.add_(scales.zero)
+        codes = groups.div(scales.scale)
+        if scales.zero is None:
+            round_even_(codes)
+        elif _has_fractions(fmt):
+            round_even_(codes.add_(scales.zero))
+        else:
+            round_even_(codes).add_(scales.zero)
         return codes.clamp_(*_code_range(fmt)).to(torch.int16)
 
     def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:  # noqa: ARG002
@@ -80,6 +89,11 @@ class IntegerQuantizer(GroupScaled):
     def signed(self, fmt: NumberFormat) -> bool:
         """Symmetric codes are two's complement, asymmetric ones unsigned."""
         return fmt.grid != "asym"
+
+
+def _has_fractions(fmt: NumberFormat) -> bool:
+    """Whether zero points are stored as other numbers than codes."""
+    return fmt.scale_codec == "rows16"
 
 
 def _code_range(fmt: NumberFormat) -> tuple[float, float]:

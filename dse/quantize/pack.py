@@ -20,10 +20,10 @@ from dse.formats.grammar import NVFP4_TENSOR_SCALE_BITS
 from dse.formats.precision import NumberFormat
 from dse.formats.storage import scale_shape, second_level, stored_bytes
 from dse.quantize.fake import QuantizedTensor
-from dse.quantize.half import half_bits, half_of_bits
+from dse.quantize.half import HALF_MIN, half_bits, half_of_bits
 from dse.quantize.minifloat import float32_bits, float32_of_bits
 from dse.quantize.quantizer import QUANTIZERS
-from dse.quantize.scale_codec import codes_of_scales, decode_scales
+from dse.quantize.scale_codec import codes_between, codes_of_scales, decode_scales, of_ends
 
 _HALF_BITS, _FLOAT_BITS = 16, 32
 Bits = NDArray[np.uint8]
@@ -33,13 +33,20 @@ def pack(quantized: QuantizedTensor) -> bytes:
     """Return the tensor's bit stream, ``stored_bytes(fmt, rows, columns)`` bytes long."""
     fmt, tensor_scale = quantized.fmt, quantized.tensor_scale
     quantizer = QUANTIZERS.get(fmt.kind)
-    if quantized.second is None:
+    zero = quantized.zero
+    if fmt.scale_codec == "rows16":
+        assert quantized.second is not None
+        assert zero is not None
+        scale_ends, zero_ends = _ends(quantized.second, quantized.scale.shape[1])
+        scale_codes = codes_between(quantized.scale, scale_ends)
+        zero = codes_between(zero, zero_ends)
+    elif quantized.second is None:
         scale_codes = quantizer.scale_codes(quantized.scale, fmt, tensor_scale)
     else:
         scale_codes = codes_of_scales(quantized.scale, quantized.second, fmt.scale_codec)
     fields = [_to_bits(quantized.codes, fmt.bits), _to_bits(scale_codes, fmt.scale_bits)]
-    if quantized.zero is not None:
-        fields.append(_to_bits(quantized.zero, fmt.zero_bits))
+    if zero is not None:
+        fields.append(_to_bits(zero, fmt.zero_bits))
     if quantized.second is not None:
         fields.append(_second_bits(quantized.second, fmt))
     if tensor_scale is not None:
@@ -70,7 +77,12 @@ def unpack(data: bytes, fmt: NumberFormat, shape: tuple[int, ...]) -> QuantizedT
         n_second, width = second_level(fmt, rows, columns)
         bits = stream.read((n_second,), width)
         second = half_of_bits(bits) if width == _HALF_BITS else float32_of_bits(bits)
-        scale = decode_scales(scale_codes, second, fmt.scale_codec)
+        if fmt.scale_codec == "rows16":
+            assert zero is not None
+            scale_ends, zero_ends = _ends(second, scale_codes.shape[1])
+            scale, zero = of_ends(scale_codes, scale_ends).clamp_(min=HALF_MIN), of_ends(zero, zero_ends)
+        else:
+            scale = decode_scales(scale_codes, second, fmt.scale_codec)
         return QuantizedTensor(fmt, tuple(shape), codes.to(torch.int16), scale, zero, second=second)
     tensor_scale = None
     if fmt.kind == "nvfp4":
@@ -97,9 +109,15 @@ class _BitReader:
 
 def _second_bits(second: Tensor, fmt: NumberFormat) -> Bits:
     """Return the second level of scales: float16 per row, or float32."""
-    if fmt.scale_codec == "int8_row":
-        return _to_bits(half_bits(second), _HALF_BITS)
-    return _to_bits(float32_bits(second), _FLOAT_BITS)
+    if fmt.scale_codec == "double":
+        return _to_bits(float32_bits(second), _FLOAT_BITS)
+    return _to_bits(half_bits(second), _HALF_BITS)
+
+
+def _ends(second: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Return the ends (2, blocks, groups) of scales, and those of zero points."""
+    both = second.view(2, 2, -1, n_groups)
+    return both[0], both[1]
 
 
 def _to_bits(values: Tensor, width: int) -> Bits:

@@ -1,9 +1,11 @@
-"""Second levels of scales: 8-bit scales under a float16 per row, and QLoRA's double quantization.
+"""Second levels of scales: 8-bit scales under a float16 per row, QLoRA's double quantization, and SpQR's.
 
 - "int8_row" (VS-Quant, arXiv 2102.04503): r = max of a row's scales / 255 as float16, scale = k r, k = 1 ...
   255.
 - "double" (QLoRA, arXiv 2305.14314): scales minus their mean, in blocks of 256, each block divided by its
   absolute maximum (float32) and rounded to the signed 8-bit dynamic codes of Dettmers (arXiv 1511.04561).
+- "rows16" (SpQR, arXiv 2306.03078): the scales of 16 neighbouring rows in one group of columns are low + k
+  step, k of few bits, with low and step as float16; so are zero points, with a low and a step of their own.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dse.formats.grammar import DOUBLE_BLOCK
+from dse.formats.grammar import DOUBLE_BLOCK, SCALE_ROWS
 from dse.formats.precision import ScaleCodec
-from dse.quantize.half import half_scale
+from dse.quantize.half import half_scale, half_value
 
 _CODES = 255.0
 _TINY = 2.0**-126
@@ -68,6 +70,46 @@ def dynamic_levels() -> Tensor:
         middles = ((edges[1:] + edges[:-1]) / 2 * 10.0 ** (i - 6)).tolist()
         levels += middles + [-value for value in middles]
     return torch.tensor(sorted(levels), dtype=torch.float32)
+
+
+def between_ends(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return (codes (R, n) int64, ends (2, B, n) float32) of values (R, n), B blocks of 16 rows.
+
+    The ends are low and step; what is not finite does not count.
+    """
+    finite = torch.isfinite(values)
+    low = _by_rows(values.masked_fill(~finite, torch.inf)).amin(1)
+    high = _by_rows(values.masked_fill(~finite, -torch.inf)).amax(1)
+    low = half_value(low.masked_fill_(~torch.isfinite(low), 0.0))
+    high.masked_fill_(~torch.isfinite(high), 0.0)
+    top = float((1 << bits) - 1)
+    ends = torch.stack([low, half_value((high - low).clamp(min=0.0) / top)])
+    first, step = _to_rows(ends, len(values))
+    codes = ((values.nan_to_num(0.0, 0.0, 0.0) - first) / step.clamp(min=_TINY)).round_().clamp_(0, top)
+    return codes.masked_fill_(step == 0, 0.0).long(), ends
+
+
+def of_ends(codes: Tensor, ends: Tensor) -> Tensor:
+    """Return the values (R, n) float32 of codes between ends (2, B, n)."""
+    low, step = _to_rows(ends, len(codes))
+    return low + codes.float() * step
+
+
+def codes_between(values: Tensor, ends: Tensor) -> Tensor:
+    """Return the codes (R, n) int64 of values that ``of_ends`` made with these ends."""
+    low, step = _to_rows(ends, len(values))
+    return ((values - low) / step.clamp(min=_TINY)).round().masked_fill_(step == 0, 0.0).long()
+
+
+def _by_rows(values: Tensor) -> Tensor:
+    """Return (R, n) values as (B, 16, n), the last block filled up with its last row."""
+    short = -len(values) % SCALE_ROWS
+    full = torch.cat([values, values[-1:].expand(short, -1)])
+    return full.view(-1, SCALE_ROWS, values.shape[1])
+
+
+def _to_rows(ends: Tensor, rows: int) -> Tensor:
+    return ends.repeat_interleave(SCALE_ROWS, dim=1)[:, :rows]
 
 
 def _blocks(values: Tensor) -> Tensor:

@@ -166,6 +166,16 @@ def test_sensitivity_json(dse: Run, model: Path, corpus: Path) -> None:
         assert low > high > full == 0
 
 
+def test_sensitivity_metrics_are_compared_over_a_sample(dse: Run, model: Path, corpus: Path) -> None:
+    words = ["--corpus", corpus, "--tokens", "64", "--sequence-length", "64", "--json", "--compare"]
+    words += ["--granularity", "linear", "--sample", "6", "--precisions", "int3_g32_asym"]
+    got = document(dse("sensitivity", model, *words))
+    assert (len(got["units"]), got["n_units_of_model"]) == (6, 14)
+    assert got["units"] == document(dse("sensitivity", model, *words))["units"]
+    assert {"jsd", "output_mse", "random"} <= got["spearman"].keys()
+    assert got["spearman"]["jsd"]["all"] > 0.9
+
+
 @pytest.mark.parametrize("words", [["devices"], ["models"], ["devices", "nvidia_t4"], ["models", "gpt2"]])
 def test_lists_have_tables_and_json(dse: Run, words: list[str]) -> None:
     assert document(dse(*words, "--json"))

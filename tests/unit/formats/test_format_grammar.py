@@ -91,6 +91,9 @@ def test_defaults_are_left_out_of_the_canonical_name(spelling: str, canonical: s
         ("int4_row_s8", "need groups"),
         ("int4_g64_asym_s8", "need groups"),
         ("int1_row", "asymmetric"),
+        ("int4_g16_s3", "scales of 3 bits need groups and the asymmetric grid"),
+        ("int4_row_asym_s3", "scales of 3 bits need groups"),
+        ("int4_g16_asym_s7", "unknown number format"),
     ],
 )
 def test_wrong_names_are_one_clear_line(name: str, part: str) -> None:

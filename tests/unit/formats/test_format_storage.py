@@ -29,6 +29,8 @@ from dse.formats.storage import (
         ("mxfp4_ceil", 576, 4.25),
         ("mxint8", 576, 8.25),
         ("bf16", 576, 16.0),
+        ("int4_g16_asym_s3", 576, 4.625),  # SpQR: w + (3 + 3)/16 + 2 (16 + 16)/(16 16)
+        ("int3_g16_asym_s3", 576, 3.625),
     ],
 )
 def test_bits_per_element_of_the_method_sheet(name: str, columns: int, expected: float) -> None:

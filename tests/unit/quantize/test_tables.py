@@ -241,3 +241,34 @@ def test_blocks_columns_and_two_levels_against_loops() -> None:
     assert two.second is not None
     plain = quantize_codes(x, parse_format("int4_g32")).scale
     assert bool(((two.scale - plain).abs() <= two.second[:, None] * 0.51).all())
+
+
+def test_scales_and_zero_points_of_few_bits_against_a_loop() -> None:
+    """SpQR's two levels, written out for one block of 16 rows and one group of columns."""
+    x = _gaussian(40, 48, seed=9)
+    quantized = quantize_codes(x, parse_format("int3_g16_asym_s3"))
+
+    def stored(values: list[float]) -> list[float]:
+        low = torch.tensor(min(values)).half().float()
+        step = torch.tensor((max(values) - min(values)) / 7).half().float()
+        codes = ((torch.tensor(values) - low) / step).round().clamp(0, 7)
+        return (low + codes * step).tolist()
+
+    rows, columns = range(32, 40), slice(16, 32)  # the last block has only 8 rows
+    ranges = [(min(0.0, float(x[r, columns].min())), max(0.0, float(x[r, columns].max()))) for r in rows]
+    steps = [float(torch.tensor((high - low) / 7).half()) for low, high in ranges]
+    zeros = stored([-low / step for (low, _), step in zip(ranges, steps, strict=True)])
+    for row, step, zero in zip(rows, stored(steps), zeros, strict=True):
+        expected = ((x[row, columns] / step + zero).round().clamp(0, 7) - zero) * step
+        assert torch.allclose(dequantize(quantized)[row, columns], expected, atol=1e-5)
+
+
+def test_few_bits_of_scale_cost_little_accuracy() -> None:
+    """Near float16 scales at 0.56 bits less: fractions of zero points give back what 3-bit scales lose."""
+    x = _gaussian(64, 256, seed=10)
+    error = {
+        name: float((fake_quantize(x, parse_format(name)) - x).norm() / x.norm())
+        for name in ("int3_g16_asym", "int3_g16_asym_s3", "int3_g64_asym")
+    }
+    assert error["int3_g16_asym_s3"] == pytest.approx(error["int3_g16_asym"], rel=0.1)
+    assert error["int3_g16_asym_s3"] < error["int3_g64_asym"]
