@@ -42,6 +42,31 @@ def test_error_identity(name: str, order: str) -> None:
     assert _error(w, result.weight, damped) == pytest.approx(result.loss, rel=1e-9)
 
 
+def test_error_identity_with_kept_columns_and_bands() -> None:
+    """Kept columns have no error of their own, but take in those of all others; two widths side by side."""
+    w, h = _problem(seed=6)
+    _, damped = inverse_factor(h)
+    bands = (Band(24, parse_format("int2_g8_asym")), Band(32, parse_format("int4_g16_asym")))
+    result = gptq(w, h, bands, keep=[0, 1, 2, 10, 30, 40, 50, 63], order="activation")
+    assert result.kept == (0, 1, 2, 10, 30, 40, 50, 63)
+    assert _error(w, result.weight, damped) == pytest.approx(result.loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("j", [0, 5, 11])
+def test_freezing_a_weight_costs_one_power_of_the_inverse(j: int) -> None:
+    """min over the other weights of d H d^T at d_j = w_j - q is (w_j - q)^2 / [H^-1]_jj, solved directly."""
+    _, h = _problem(columns=12, seed=7)
+    change = 0.37
+    others = [k for k in range(12) if k != j]
+    d = torch.zeros(12, dtype=torch.float64)
+    d[j] = change
+    d[others] = -change * torch.linalg.solve(h[others][:, others], h[others, j])
+    least = float(d @ h @ d)
+    inverse = float(torch.linalg.inv(h)[j, j])
+    assert least == pytest.approx(change**2 / inverse, rel=1e-9)
+    assert least != pytest.approx(change**2 / inverse**2, rel=1e-2)
+
+
 @pytest.mark.parametrize("name", ["int3_row_asym", "int4_g16_asym", "int4_g24", "mxfp4"])
 def test_lazy_blocks_equal_columns(name: str) -> None:
     w, h = _problem(seed=1)
