@@ -25,6 +25,7 @@ class BlockParts:
     up: nn.Linear
     down: nn.Linear
     attention: Any
+    ffn: Any
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def anatomy_of(model: EmulatedModel) -> Anatomy:
                 layer.mlp.up_proj,
                 layer.mlp.down_proj,
                 layer.self_attn,
+                layer.mlp,
             )
             for layer in model.layers
         )

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dse.emulate.anatomy import anatomy_of
 from dse.emulate.calibrate import InputStatistics, Progress, walk_blocks
 from dse.emulate.corpus import TokenSample
 from dse.emulate.model import EmulatedModel, TensorFormats
-from dse.emulate.transforms import awq_scale, quarot, scale_site, sites, smooth_scale
+from dse.emulate.scaling import scale_channels
+from dse.emulate.transforms import quarot
 from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat
 from dse.quantize.fit import FITS, NEEDS_IMPORTANCE, NEEDS_MOMENTS, fitted_fake_quantize
@@ -25,7 +25,6 @@ from dse.quantize.gptq import DAMPING_FRAC, Order, gptq, obs_saliency
 Quantizer = Literal["rtn", "gptq"]
 QUANTIZER_NAMES: tuple[Quantizer, ...] = ("rtn", "gptq")
 TRANSFORM_NAMES = ("none", "awq", "smooth", "rotate", "quarot")
-AWQ_GRID = tuple(i / 20 for i in range(20))
 SMOOTH_ALPHA = 0.5  # SmoothQuant's default, arXiv 2211.10438
 
 
@@ -91,7 +90,9 @@ def apply_recipe(
         return
     ids = torch.from_numpy(sample.ids).long()
     if recipe.transform in ("awq", "smooth"):
-        _scale(model, formats, recipe, ids)
+        fmt_of = dict(formats.weights)
+        alpha = SMOOTH_ALPHA if recipe.transform == "smooth" else None
+        scale_channels(model, fmt_of, paths_by_block(model, fmt_of), ids, smooth_alpha=alpha)
     elif recipe.transform in ("rotate", "quarot"):
         quarot(model, recipe.seed, online=recipe.transform == "quarot")
     weights = quantized_weights(model, formats, recipe, ids, progress)
@@ -155,50 +156,3 @@ def paths_by_block(model: EmulatedModel, wanted: dict[str, NumberFormat]) -> lis
         block.prefix.format(layer=layer) + "." for layer, block in enumerate(model.graph.block_of_layer)
     ]
     return [[path for path in wanted if path.startswith(prefix)] for prefix in prefixes]
-
-
-def _scale(model: EmulatedModel, formats: TensorFormats, recipe: WeightRecipe, ids: Tensor) -> None:
-    """Fold AWQ's or SmoothQuant's scales into every block, seen in the full-precision model."""
-    fmt_of = dict(formats.weights)
-    blocks = anatomy_of(model).blocks
-    path_of = {id(model.linear(path)[0]): path for path in fmt_of}
-    chosen = []
-
-    def look(index: int, statistics: dict[str, InputStatistics]) -> dict[str, Tensor]:
-        for source, linears in sites(blocks[index], with_down=recipe.transform == "awq").values():
-            paths = [path_of.get(id(linear)) for linear in linears]
-            if None in paths or paths[0] not in statistics:
-                continue
-            entry = statistics[paths[0]]
-            if recipe.transform == "smooth":
-                scale = smooth_scale(entry.absmax, linears, SMOOTH_ALPHA)
-            else:
-                weights = [linear.weight.detach().float() for linear in linears]
-                scale = best_awq_scale(weights, [fmt_of[str(path)] for path in paths], entry)
-            chosen.append((source, linears, scale))
-        return {}
-
-    walk_blocks(model, paths_by_block(model, fmt_of), ids, look)
-    for source, linears, scale in chosen:
-        scale_site(source, linears, scale)
-    model.became([recipe.transform, [name.name for name in fmt_of.values()]])
-
-
-def best_awq_scale(weights: list[Tensor], fmts: list[NumberFormat], inputs: InputStatistics) -> Tensor:
-    """Return the scale (C,) of AWQ's grid with the least output error of linears that share an input.
-
-    The error is sum over linears of tr(D H D^T), D = W - Q(W diag s) diag s^-1: the squared error of the
-    linears' outputs over the calibration tokens. (AWQ's code takes the block's output; alpha = 0 is in both
-    grids.)
-    """
-    best, chosen = None, torch.ones(weights[0].shape[1], dtype=torch.float64)
-    for alpha in AWQ_GRID:
-        scale = awq_scale(inputs.mean_abs, alpha)
-        factor = scale.float()
-        error = 0.0
-        for weight, fmt in zip(weights, fmts, strict=True):
-            delta = weight - fitted_fake_quantize(weight * factor, fmt) / factor
-            error += float(((delta @ inputs.moments) * delta).sum())
-        if best is None or error < best:
-            best, chosen = error, scale
-    return chosen

@@ -9,15 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from dse.emulate.anatomy import anatomy_of
 from dse.emulate.calibrate import InputStatistics, walk_blocks
-from dse.emulate.compensate import WeightRecipe, apply_recipe, best_awq_scale, paths_by_block
+from dse.emulate.compensate import WeightRecipe, apply_recipe, paths_by_block
 from dse.emulate.corpus import TokenSample
 from dse.emulate.model import EmulatedModel, TensorFormats
+from dse.emulate.scaling import AWQ_GRID, best_awq_scale, first_calls
+from dse.emulate.transforms import awq_scale
 from dse.errors import ConfigError
 from dse.evaluate.quality import QualityEvaluator
 from dse.formats.grammar import parse_format, parse_precision
 from dse.graph.units import units_of
 from dse.plan import Assignment
+from dse.quantize import fake_quantize
 from dse.quantize.gptq import gptq
 from tests.tiny_llama import tiny_graph, write_tiny_llama
 
@@ -126,19 +130,37 @@ def test_gptq_beats_rounding_here(folder: Path) -> None:
     assert _kl(compensated, sample) < _kl(plain, sample)
 
 
-def test_awq_never_does_worse_than_no_scale() -> None:
-    """alpha = 0 is in the grid: recomputed output errors."""
-    generator = torch.Generator().manual_seed(0)
-    w, x = torch.randn(16, 64, generator=generator), torch.randn(200, 64, generator=generator)
-    x[:, :4] *= 8
-    inputs = InputStatistics.empty(64, x.device)
-    inputs.add(x)
-    fmt = parse_format("int3_g32_asym")
-    from dse.quantize import fake_quantize
-
-    scale = best_awq_scale([w], [fmt], inputs).float()
-    error = float(((fake_quantize(w * scale, fmt) / scale - w) @ x.t()).square().sum())
-    assert error < float(((fake_quantize(w, fmt) - w) @ x.t()).square().sum())
+def test_awq_takes_the_alpha_of_the_least_block_error(folder: Path) -> None:
+    """Brute force over the grid at attention, feed-forward and down, with weights replaced by hand."""
+    plain, model = _load(folder), _load(folder)
+    formats, ids = _formats(model), torch.from_numpy(_sample(5).ids).long()
+    block, paths = anatomy_of(plain).blocks[0], paths_by_block(plain, dict(formats.weights))
+    seen: dict[str, InputStatistics] = {}
+    walk_blocks(plain, paths, ids, lambda _, statistics: seen.update(statistics) or {})
+    with first_calls([block.attention, block.ffn, block.down]) as calls, torch.inference_mode():
+        plain.logits(ids)
+    fmt = parse_format(FMT)
+    for owner, linears, path in (
+        (block.attention, (block.q, block.k, block.v), "self_attn.q_proj"),
+        (block.ffn, (block.gate, block.up), "mlp.up_proj"),
+        (block.down, (block.down,), "mlp.down_proj"),
+    ):
+        call, mean_abs = calls[id(owner)], seen[f"model.layers.0.{path}"].mean_abs
+        assert call.args[0].shape[0] == 1 if call.args else call.options["hidden_states"].shape[0] == 1
+        before = [linear.weight.clone() for linear in linears]
+        with torch.inference_mode():
+            chosen = best_awq_scale(call, linears, [fmt] * len(linears), mean_abs)
+            exact, errors = call.output(), []
+            for alpha in AWQ_GRID:
+                scale = awq_scale(mean_abs, alpha).float()
+                for linear, weight in zip(linears, before, strict=True):
+                    linear.weight.data = fake_quantize(weight * scale, fmt) / scale
+                errors.append(float((call.output() - exact).square().sum()))
+            for linear, weight in zip(linears, before, strict=True):
+                linear.weight.data = weight
+        best = awq_scale(mean_abs, AWQ_GRID[min(range(20), key=errors.__getitem__)])
+        assert torch.equal(chosen, best)
+        assert min(errors) < errors[0]
 
 
 def test_wrong_recipes() -> None:
