@@ -9,10 +9,10 @@ from typing import Literal, get_args
 
 from dse.capacity.step_times import StepTimes, TabulatedSteps
 from dse.errors import ConfigError, DoesNotFitMemory
-from dse.evaluate.footprint import EdgeBytes, activation_peak_elements, edge_bytes, kv_bytes_per_token
-from dse.evaluate.lowering import SIXTEEN_BIT_BYTES, weight_bytes
+from dse.evaluate.footprint import activation_peak_elements
+from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
 from dse.evaluate.stage_costs import stage_type
-from dse.evaluate.step_costs import StageOps, StagePricer, stage_ops
+from dse.evaluate.step_costs import StagePricer, stage_model
 from dse.evaluate.tensor_parallel import TensorGroup
 from dse.graph.operator import OperatorGraph
 from dse.graph.units import Unit, units_of
@@ -173,7 +173,7 @@ def replica_from_plan(
         devices=tuple(spec.name for spec in specs),
         steps=TabulatedSteps(pricers, links),
         kv_tokens=min((tokens for tokens in kv_tokens if tokens is not None), default=None),
-        kv_bytes_per_token=sum(_whole_kv_bytes(pricer.ops, max_context_tokens) for pricer in pricers),
+        kv_bytes_per_token=sum(pricer.model.kv_bytes_per_token(max_context_tokens) for pricer in pricers),
         max_context_tokens=max_context_tokens,
         batching=batching,
         role=role,
@@ -203,10 +203,7 @@ def _pricer(
     if stage.tensor_parallel > 1:
         link = cluster.link_between(*stage.devices[:2])
         group = TensorGroup(spec, stage.tensor_parallel, link)
-    ops = stage_ops(graph, units, plan.assignment.by_unit, stage.layers, runtime)
-    pricer = StagePricer(ops, spec, group, 0.0 if runtime is None else runtime.step_overhead_s)
-    pricer.check()
-    return pricer
+    return StagePricer(stage_model(graph, units, plan.assignment.by_unit, stage.layers, runtime), spec, group)
 
 
 def _kv_tokens(
@@ -218,10 +215,10 @@ def _kv_tokens(
     max_context_tokens: int,
 ) -> int | None:
     """Return the positions that the devices of a stage can cache, None where they cache nothing."""
-    per_token = pricer.kv_bytes_per_token(max_context_tokens)
-    held = _weight_bytes(pricer.ops, edge_bytes(graph)) / pricer.degree
+    model, degree = pricer.model, pricer.degree
+    per_token = model.kv_bytes_per_token(max_context_tokens, degree)
+    held = (model.weight_bytes + model.state_bytes * batching.max_sequences) / degree
     held += pricer.spec.reserve_bytes + _activation_bytes(graph, batching, max_context_tokens)
-    held += _state_bytes(pricer.ops) * batching.max_sequences / pricer.degree
     free = min(cluster.capacity_bytes(device) for device in stage.devices) - held
     missing = per_token * max_context_tokens - free
     if missing > 0:
@@ -230,14 +227,6 @@ def _kv_tokens(
             f"sequence of {max_context_tokens} tokens exceed each device's memory by {missing / 1e9:.2f} GB"
         )
     return int(free // per_token) if per_token else None
-
-
-def _weight_bytes(ops: StageOps, edges: EdgeBytes) -> float:
-    """Return the bytes of a stage's parameters on all its devices."""
-    total = sum(count * weight_bytes(op, precision.weights) for op, precision, _, count in ops.linears)
-    total += SIXTEEN_BIT_BYTES * sum(count * op.parameters for op, count in ops.others)
-    total += edges.first * bool(ops.first) + edges.last * bool(ops.last)
-    return total - edges.tied * (bool(ops.first) and bool(ops.last))
 
 
 def _activation_bytes(graph: OperatorGraph, batching: Batching, max_context_tokens: int) -> float:
@@ -249,16 +238,3 @@ def _activation_bytes(graph: OperatorGraph, batching: Batching, max_context_toke
     prompts = float(activation_peak_elements(graph, 1.0, tokens, tokens))
     decodes = float(activation_peak_elements(graph, sequences, 1.0, float(max_context_tokens)))
     return SIXTEEN_BIT_BYTES * max(prompts, decodes)
-
-
-def _state_bytes(ops: StageOps) -> float:
-    """Return the recurrent states that one sequence keeps on all devices of a stage."""
-    elements = sum(count * float(op.state_elements(1.0, 1.0, 1.0)) for op, count in ops.others)
-    return SIXTEEN_BIT_BYTES * elements
-
-
-def _whole_kv_bytes(ops: StageOps, context_tokens: int) -> float:
-    """Return the cached bytes of one position of a stage's layers, each head once."""
-    return sum(
-        count * kv_bytes_per_token(attention, kv, context_tokens) for attention, kv, count in ops.attentions
-    )

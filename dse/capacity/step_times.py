@@ -116,7 +116,7 @@ class TabulatedSteps:
         """Take the stages in order, and the links between neighbours."""
         self.stages = tuple(stages)
         self.links = tuple(links)
-        self.hidden_bytes = SIXTEEN_BIT_BYTES * stages[0].ops.hidden_size
+        self.hidden_bytes = SIXTEEN_BIT_BYTES * stages[0].model.graph.hidden_size
         self._decode: list[Iteration] = []
         self._mixed_s: list[list[float]] = [[] for _ in stages]
         self._mixed_j: list[float] = []
@@ -125,7 +125,7 @@ class TabulatedSteps:
         self._segments: dict[tuple[int, int], DecodeSegment] = {}
         self._chunks: dict[tuple[int, int], Iteration] = {}
         self._grid = _ChunkGrid(self.stages)
-        self._launch_s = [stage.chunk_launch_s() for stage in stages]
+        self._launch_s = [stage.chunk_launch_s for stage in stages]
         self._hops = [
             (link.latency_s, self.hidden_bytes / link.peer_bandwidth_bytes_per_s) for link in self.links
         ]

@@ -169,12 +169,12 @@ def _kv_copies(stack: OpStack, degree: int) -> Array:
     return np.where(owners > 0, stack.attention_of_unit @ copies / np.maximum(owners, 1.0), 1.0)
 
 
-def _crossing(graph: OperatorGraph, query: float, context: float) -> float:
+def _crossing(graph: OperatorGraph, query: Floats, context: Floats) -> Floats:
     """Return the positions that cross a cut: in the first pass an encoder's too."""
     return query + (graph.source_tokens or 0) if query == context else query
 
 
-def _per_phase(sizes: Sizes, elements: Callable[[Array, float, float], Floats]) -> Array:
+def _per_phase(sizes: Sizes, elements: Callable[[Array, Floats, Floats], Floats]) -> Array:
     """Return (P, M) bytes of 16-bit elements, at the longest context."""
     longest = (sizes.prompt, float(sizes.contexts.max()))
     shape = sizes.micro_batches.shape

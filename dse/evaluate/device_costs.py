@@ -191,7 +191,7 @@ def price_device(
     per_template = np.zeros((*linear.shape[:3], len(graph.blocks)))
     if prepared.elementwise is not None:
         work = replace(prepared.elementwise, compute=float_kind(spec))
-        work = part_of(work, elementwise_parts(stack.others, degree))
+        work = _part_of(work, elementwise_parts(stack.others, degree))
         others = pricer(work, (*linear.shape[1:3], len(stack.others)))
         per_template = others @ stack.other_of_template.T
     if group is not None:
@@ -210,7 +210,7 @@ def price_device(
     )
 
 
-def part_of(work: Work, share: Array) -> Work:
+def _part_of(work: Work, share: Array) -> Work:
     """Return an element-wise work of which each device does a share."""
     return replace(
         work,
@@ -220,7 +220,7 @@ def part_of(work: Work, share: Array) -> Work:
     )
 
 
-def part_of_head(work: Work, degree: int) -> Work:
+def _part_of_head(work: Work, degree: int) -> Work:
     """Return the output head of one device of a group: its part of the vocabulary."""
     if degree == 1 or work.shape is None:
         return work
@@ -299,6 +299,6 @@ def _edge_costs(pricer: _Pricer, part: Block, phases: Sequence[PhaseSizes]) -> A
         for op in part.ops:
             work = lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)
             if op.kind == "linear":
-                work = part_of_head(work, pricer.n_devices)
+                work = _part_of_head(work, pricer.n_devices)
             total[:, p] += pricer(work, shape)
     return total

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cost_models.work import Floats
 from dse.evaluate.cost_table import Array
 from dse.evaluate.lowering import Phase
 from dse.graph.workload import Workload
 
-PhaseSizes = tuple[Phase, Array, float, float]
+PhaseSizes = tuple[Phase, Array, Floats, float]
 """(phase, batch (M,), query, mean context)."""
 
 CONTEXT_POINTS = 16
@@ -37,19 +38,19 @@ def decode_contexts(workload: Workload, n_points: int = CONTEXT_POINTS) -> Array
 
 @dataclass(frozen=True)
 class Sizes:
-    """Workload sizes: prompt length, (M,) micro-batches, (C,) decode contexts.
+    """Workload sizes: prompt length (of all or of each), (M,) micro-batches, (C,) decode contexts.
 
     ``n_chunks``: passes that a prefill takes (chunked prefill, arXiv 2308.16369), each of an equal part of
     the prompt; its attention sees all tokens so far.
     """
 
-    prompt: float
+    prompt: Floats
     micro_batches: Array
     contexts: Array
     n_chunks: int = 1
 
     @property
-    def chunk(self) -> float:
+    def chunk(self) -> Floats:
         """Tokens of a prompt in one pass."""
         return self.prompt / self.n_chunks
 
