@@ -109,6 +109,10 @@ def build_cost_table(
         first_energy_j=first[1],
         last_time_s=last[0],
         last_energy_j=last[1],
+        unit_span_s=unit[2:],
+        layer_span_s=layer[2:],
+        first_span_s=first[2:] + overhead_s,
+        last_span_s=last[2:],
         unit_weight_bytes=stack.linear_of_unit @ prepared.stored,
         unit_kv_bytes_per_token=stack.attention_of_unit
         @ _kv_bytes(stack.attentions, precisions, workload.total_context),

@@ -32,6 +32,8 @@ class CostTable:
             element-wise).
         first_time_s, last_time_s (and _energy_j): (P, M, D) embedding; final norm and output head, which
             serve the last position of each sequence alone.
+        unit_span_s, layer_span_s, first_span_s, last_span_s: (2, ...) the same times as nine of ten kernels
+            exceed and stay below, if all err alike (``PlanCost``).
         unit_weight_bytes: (U, Q) stored weights with scales and zero points.
         unit_kv_bytes_per_token: (U, Q) per sequence and position, the mean over the full context where a
             sliding window drops positions. kv_copies: (D, U) how often a group of devices holds it in all:
@@ -61,6 +63,10 @@ class CostTable:
     first_energy_j: Array
     last_time_s: Array
     last_energy_j: Array
+    unit_span_s: Array
+    layer_span_s: Array
+    first_span_s: Array
+    last_span_s: Array
     unit_weight_bytes: Array
     unit_kv_bytes_per_token: Array
     kv_copies: Array

@@ -1,7 +1,8 @@
 """Pricing all operators on one device, vectorised: a handful of calls of the cost models for a whole model.
 
 Axis letters as in ``CostTable``, and: O stacked linears, A attention operators, E element-wise operators, T
-block templates, C context lengths. Cost arrays have a leading axis of 2: time_s and energy_j.
+block templates, C context lengths. Cost arrays have a leading axis of 4: time_s, energy_j, and the times that
+nine of ten kernels exceed and stay below.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ from hardware_specs.spec import HardwareSpec, RuntimeProfile
 
 UNQUANTIZED = parse_precision("bf16/bf16/bf16")
 """Precision of everything that no unit decides on: embedding, norms, output head."""
+
+
+N_COSTS = 4
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _stack_works(works: list[list[Work]]) -> Work | None:
 
 @dataclass(frozen=True)
 class DeviceCosts:
-    """Costs on one device: unit (2, P, M, U, Q), layer (2, P, M, L), first and last (2, P, M)."""
+    """Costs on one device: unit (4, P, M, U, Q), layer (4, P, M, L), first and last (4, P, M)."""
 
     reasons: tuple[str | None, ...]
     unit: Array
@@ -156,11 +160,12 @@ class _Pricer:
         self.seen: set[Provenance] = set()
 
     def __call__(self, work: Work, shape: tuple[int, ...]) -> Array:
-        """Return (2, *shape)."""
+        """Return (4, *shape)."""
         cost = price(work, self.spec)
         self.seen.add(cost.provenance)
-        out = np.empty((2, *shape))
+        out = np.empty((N_COSTS, *shape))
         out[0], out[1] = cost.time_s, cost.energy_j * self.n_devices
+        out[2], out[3] = cost.low_s, cost.high_s
         return out
 
     @property
@@ -197,7 +202,7 @@ def price_device(
     if group is not None:
         hidden_bytes = SIXTEEN_BIT_BYTES * graph.hidden_size
         messages = np.stack([batch * query * hidden_bytes for _, batch, query, _ in sizes.of_phases()])
-        per_template = per_template + all_reduce_costs(group, messages)[..., None]
+        per_template = per_template + _with_span(all_reduce_costs(group, messages))[..., None]
     # only the last pass of a prompt needs the head
     passes = np.array([sizes.n_chunks, 1.0])[:, None]
     return DeviceCosts(
@@ -208,6 +213,11 @@ def price_device(
         _edge_costs(pricer, graph.epilogue, sizes.of_epilogue()) / passes,
         pricer.provenance,
     )
+
+
+def _with_span(costs: Array) -> Array:
+    """Return (4, ...) of (2, ...) seconds and joules whose errors nobody knows."""
+    return np.concatenate([costs, costs[:1], costs[:1]])
 
 
 def _part_of(work: Work, share: Array) -> Work:
@@ -238,14 +248,14 @@ def _part_of_head(work: Work, degree: int) -> Work:
 def _linear_costs(
     pricer: _Pricer, prepared: Prepared, precisions: Sequence[Precision], chosen: list[int]
 ) -> Array:
-    """Return (2, P, M, O, Q): one pricing call per kernel path, for all operators and precisions of it."""
+    """Return (4, P, M, O, Q): one pricing call per kernel path, for all operators and precisions of it."""
     linears = prepared.stack.linears
     shape = [op.weight_shape for op in linears if op.weight_shape is not None]
     outputs, inputs = np.reshape(np.array(shape, dtype=np.float64), (-1, 2)).T[:, :, None]
     of_outputs, of_inputs = (part[:, None] for part in linear_parts(linears, pricer.n_devices))
     rows, used = prepared.rows[..., None], prepared.used[..., None]
     matrices = used * prepared.matrices[:, None]
-    costs = np.zeros((2, *prepared.rows.shape, len(precisions)))
+    costs = np.zeros((N_COSTS, *prepared.rows.shape, len(precisions)))
     groups: dict[LinearPath, list[int]] = {}
     for q in chosen:
         groups.setdefault(linear_path(pricer.spec, precisions[q]), []).append(q)
@@ -271,9 +281,9 @@ def _attention_costs(
     chosen: list[int],
     sizes: Sizes,
 ) -> Array:
-    """Return (2, P, M, A, Q): one pair of pricing calls per operator and KV format, mean over contexts."""
+    """Return (4, P, M, A, Q): one pair of pricing calls per operator and KV format, mean over contexts."""
     batch = sizes.micro_batches
-    costs = np.zeros((2, 2, len(batch), len(attentions), len(precisions)))
+    costs = np.zeros((N_COSTS, 2, len(batch), len(attentions), len(precisions)))
     groups: dict[NumberFormat, list[int]] = {}
     for q in chosen:
         groups.setdefault(precisions[q].kv, []).append(q)
@@ -292,9 +302,9 @@ def _attention_costs(
 
 
 def _edge_costs(pricer: _Pricer, part: Block, phases: Sequence[PhaseSizes]) -> Array:
-    """Return (2, P, M) of the unquantized operators before the first or after the last block."""
+    """Return (4, P, M) of the unquantized operators before the first or after the last block."""
     shape = phases[0][1].shape
-    total = np.zeros((2, len(phases), *shape))
+    total = np.zeros((N_COSTS, len(phases), *shape))
     for p, (phase, batch, query, context) in enumerate(phases):
         for op in part.ops:
             work = lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)

@@ -171,6 +171,8 @@ def with_layer_times(
         table,
         unit_time_s=time_s,
         layer_time_s=np.zeros_like(table.layer_time_s),
+        unit_span_s=np.stack([time_s, time_s]),
+        layer_span_s=np.zeros_like(table.layer_span_s),
         supported=supported,
         reasons=reasons,
         provenance="measured",

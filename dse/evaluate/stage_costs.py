@@ -163,7 +163,8 @@ def stage_type(cluster: Cluster, stage: Stage) -> str:
         raise ConfigError(
             "devices that share layers must be of one type", path="stages.devices", value=sorted(types)
         )
-    return group_name(types.pop(), stage.tensor_parallel)
+    nodes = {device.partition("/")[0] for device in stage.devices}
+    return group_name(types.pop(), stage.tensor_parallel, len(nodes))
 
 
 def device_type(cluster: Cluster, device: str) -> str:

@@ -2,7 +2,8 @@
 
 Linears that read the hidden state are cut by outputs, those that write it by inputs; heads are shared out.
 Two all-reduces a block put the parts together: after attention and after the feed-forward part. Norms are
-computed everywhere. A group is a device of its own in a cost table, named ``group_name``.
+computed everywhere. A group is a device of its own in a cost table, named ``group_name``; one that spans
+machines reduces inside them first and then across (hierarchical all-reduce).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cost_models.collectives import all_reduce_time_s
+from cost_models.collectives import all_reduce_time_s, hierarchical_all_reduce_s
 from cost_models.energy import link_energy_j
+from cost_models.work import Floats
 from dse.errors import ConfigError
 from dse.evaluate.cost_table import Array
 from dse.graph.operator import Attention, Op, OperatorGraph
-from hardware_specs.spec import HardwareSpec, Link
+from hardware_specs.spec import Cluster, HardwareSpec, Link
 
 ALL_REDUCES_PER_BLOCK = 2
 INPUT_ROLES = (
@@ -37,22 +39,58 @@ class TensorGroup:
     Attributes:
         spec: each of them.
         degree: how many; it must divide the heads of every attention operator.
-        link: between any two of them.
+        link: between any two of them in one machine.
+        n_nodes: machines, with equal parts of the devices; ``outer`` joins them.
     """
 
     spec: HardwareSpec
     degree: int
     link: Link
+    n_nodes: int = 1
+    outer: Link | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_nodes < 1 or self.degree % self.n_nodes:
+            raise ConfigError(
+                f"{self.degree} devices cannot be shared out to {self.n_nodes} nodes",
+                path="nodes",
+                value=self.n_nodes,
+            )
+        if self.n_nodes > 1 and self.outer is None:
+            raise ConfigError(f"{self.spec.name} has no link to other machines", path="nodes")
 
     @property
     def name(self) -> str:
         """Name on the device axis of a cost table."""
-        return group_name(self.spec.name, self.degree)
+        return group_name(self.spec.name, self.degree, self.n_nodes)
 
 
-def group_name(device: str, degree: int) -> str:
+def group_name(device: str, degree: int, n_nodes: int = 1) -> str:
     """Return the name of a group on the device axis of a cost table; a single device keeps its own."""
-    return device if degree == 1 else f"{device} x{degree}"
+    name = device if degree == 1 else f"{device} x{degree}"
+    return name if n_nodes == 1 else f"{name} on {n_nodes} nodes"
+
+
+def group_of_cluster(cluster: Cluster, devices: Sequence[str]) -> TensorGroup:
+    """Return the group of named devices of a cluster.
+
+    Raises:
+        ConfigError: devices of unlike types, unequal parts on the nodes, or no link between them.
+    """
+    types = {cluster.spec_of(device).name for device in devices}
+    nodes = [device.partition("/")[0] for device in devices]
+    counts = {node: nodes.count(node) for node in nodes}
+    if len(types) > 1:
+        raise ConfigError("devices that share layers must be of one type", value=sorted(types))
+    if len(set(counts.values())) > 1:
+        raise ConfigError("devices that share layers must be equally many on every node", value=counts)
+    first, inside = devices[0], [device for device in devices if device.partition("/")[0] == nodes[0]]
+    outside = [device for device in devices if device not in inside]
+    outer = cluster.link_between(first, outside[0]) if outside else None
+    inner = cluster.link_between(first, inside[1]) if len(inside) > 1 else outer
+    if inner is None:
+        raise ConfigError("a group needs at least two devices", value=list(devices))
+    return TensorGroup(cluster.spec_of(first), len(devices), inner, len(counts), outer)
 
 
 def linear_parts(linears: Sequence[Op], degree: int) -> tuple[Array, Array]:
@@ -117,7 +155,22 @@ def elementwise_parts(others: Sequence[Op], degree: int) -> Array:
 
 def all_reduce_costs(group: TensorGroup, message_bytes: Array) -> Array:
     """Return (2, ...) seconds and joules of the all-reduces of one block."""
-    degree = group.degree
-    time_s = ALL_REDUCES_PER_BLOCK * np.asarray(all_reduce_time_s(message_bytes, degree, group.link))
-    moved = ALL_REDUCES_PER_BLOCK * 2.0 * (degree - 1) * message_bytes
-    return np.stack([time_s, np.asarray(link_energy_j(moved, group.link))])
+    each_s, each_j = all_reduce_of(group, message_bytes)
+    return ALL_REDUCES_PER_BLOCK * np.stack([each_s, each_j])
+
+
+def all_reduce_of(group: TensorGroup, message_bytes: Floats) -> tuple[Array, Array]:
+    """Return seconds of one all-reduce, and joules of all links that it uses.
+
+    Inside a machine every device sends the message 2 (n - 1) / n times; across machines each sends its own
+    n-th of it 2 (N - 1) / N times.
+    """
+    message = np.asarray(message_bytes, dtype=np.float64)
+    inside = group.degree // group.n_nodes
+    sent = 2.0 * (inside - 1) * group.n_nodes * message
+    energy_j = np.asarray(link_energy_j(sent, group.link))
+    if group.n_nodes == 1 or group.outer is None:
+        return np.asarray(all_reduce_time_s(message, group.degree, group.link)), energy_j
+    time_s = hierarchical_all_reduce_s(message, inside, group.n_nodes, group.link, group.outer)
+    across = 2.0 * (group.n_nodes - 1) * message
+    return np.asarray(time_s), energy_j + np.asarray(link_energy_j(across, group.outer))
