@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cost_models.roofline import KernelTimes, smooth_max
+from cost_models.roofline import KernelTimes, smooth_max, vector_rate_flop_per_s
 from cost_models.tiles import padded_elements
 from cost_models.work import Floats, Work
 from hardware_specs.kernels import Depth, SmallBatch
@@ -32,8 +32,9 @@ def matmul_times(
 
     flop_s counts whole tiles (``padded_elements``), byte_s weights and activations at efficiencies of their
     own, depth_s is latency along the contraction; a kernel that quantizes its activations first pays for
-    their traffic once more. Terms without constants in the profile are left out. A product that shares a
-    launch with others (q/k/v) has a part of one, of its latency and of the quantization of their input.
+    their traffic once more, and what the vector units do beside the product (``work.beside_flop``) hides
+    behind it in part. Terms without constants in the profile are left out. A product that shares a launch
+    with others (q/k/v) has a part of one, of its latency and of the quantization of their input.
     """
     times = _tiled_times(work, spec, profile, rate, bandwidth)
     time_s = times.time_s
@@ -42,7 +43,10 @@ def matmul_times(
     if profile.small_batch is not None:
         time_s = np.minimum(time_s, _few_rows_s(work, profile, profile.small_batch, rate, bandwidth))
     if profile.dense_fallback:
-        time_s = np.minimum(time_s, _expanded_s(work, spec, rate, bandwidth))
+        time_s = np.minimum(time_s, expanded_dense_s(work, spec, rate, bandwidth))
+    if work.beside_flop is not None:
+        beside_s = work.beside_flop / (vector_rate_flop_per_s(spec) or rate)
+        time_s = smooth_max(time_s, beside_s, max(1.0, profile.exponent))
     if profile.quantize_eff_frac is not None:
         quantize_s = work.quantize_bytes / (bandwidth * profile.quantize_eff_frac)
         time_s = time_s + work.n_launches * quantize_s
@@ -100,7 +104,7 @@ def _few_rows_s(work: Work, profile: KernelProfile, few: SmallBatch, rate: float
     return few.floor_s * work.n_launches + smooth_max(compute_s, memory_s, profile.exponent)
 
 
-def _expanded_s(work: Work, spec: HardwareSpec, rate: float, bandwidth: float) -> Floats:
+def expanded_dense_s(work: Work, spec: HardwareSpec, rate: float, bandwidth: float) -> Floats:
     """Return the time to expand the weights to 16 bits (read, write, read again) and multiply those."""
     if work.shape is None:
         return np.full(np.shape(work.flop), np.inf)

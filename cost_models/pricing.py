@@ -9,7 +9,8 @@ import numpy as np
 from cost_models import attention
 from cost_models.energy import dynamic_energy_j
 from cost_models.matmul import matmul_times
-from cost_models.roofline import KernelTimes, roofline
+from cost_models.roofline import KernelTimes, roofline, vector_rate_flop_per_s
+from cost_models.tables import bit_plane_times, lookup_times, sparse_times
 from cost_models.work import Floats, OpCost, Provenance, Work
 from dse.errors import UnsupportedOnDevice
 from dse.registry import Registry
@@ -30,6 +31,9 @@ KERNEL_MODELS: Registry[KernelModel] = Registry("kernel model")
 
 
 KERNEL_MODELS.register("matmul")(matmul_times)
+KERNEL_MODELS.register("matmul_lookup")(lookup_times)
+KERNEL_MODELS.register("matmul_bit_plane")(bit_plane_times)
+KERNEL_MODELS.register("sparse")(sparse_times)
 
 
 @KERNEL_MODELS.register("elementwise")
@@ -37,8 +41,7 @@ def elementwise_times(
     work: Work, spec: HardwareSpec, profile: KernelProfile, rate: float, bandwidth: float
 ) -> KernelTimes:
     """Smooth roofline with the vector units' fp32 rate, where it is published; else memory alone."""
-    fp32 = next((path for path in spec.compute if path.kind == "fp32" and path.support == "native"), None)
-    vector_rate = fp32.dense_flop_per_s if fp32 is not None else None
+    vector_rate = vector_rate_flop_per_s(spec)
     flop: Floats = work.vector_flop if vector_rate is not None else np.zeros_like(work.vector_flop)
     moved = work.read_bytes + work.write_bytes
     return roofline(flop, moved, vector_rate or rate, bandwidth, profile, work.n_launches)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_models.work import Floats
-from hardware_specs.spec import KernelProfile
+from hardware_specs.spec import HardwareSpec, KernelProfile
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ def smooth_max(first: Floats, second: Floats, exponent: float) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(high > 0, np.minimum(first, second) / high, 0.0)
     return high * (1.0 + ratio**exponent) ** (1.0 / exponent)
+
+
+def vector_rate_flop_per_s(spec: HardwareSpec) -> float | None:
+    """Return the rate of element-wise arithmetic: that of native fp32, None where it is not published."""
+    fp32 = next((path for path in spec.compute if path.kind == "fp32" and path.support == "native"), None)
+    return None if fp32 is None else fp32.dense_flop_per_s
 
 
 def roof_times_s(

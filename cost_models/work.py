@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from hardware_specs.kernels import Interval
 
 Floats = float | NDArray[np.float64]
-KernelClass = Literal["matmul", "attention_prefill", "attention_decode", "elementwise"]
+KernelClass = Literal[
+    "matmul",
+    "matmul_lookup",
+    "matmul_bit_plane",
+    "sparse",
+    "attention_prefill",
+    "attention_decode",
+    "elementwise",
+]
 Provenance = Literal["analytic", "calibrated", "measured", "mixed"]
 
 
@@ -32,6 +40,8 @@ class Work:
         n_launches: kernels launched.
         weight_bytes: part of the reads that are weights of a matrix product.
         quantize_bytes: traffic of quantizing the activations before the product, beside ``read_bytes``.
+        beside_flop: part of ``vector_flop`` that the constants of a product's kernel do not hold, done
+            beside it; None for none.
         shape: (n, k) outputs and contraction of a matrix product, None where there is none.
         window: bound on the positions that attention reaches, None for no bound.
     """
@@ -49,6 +59,7 @@ class Work:
     n_launches: Floats = 1.0
     weight_bytes: Floats = 0.0
     quantize_bytes: Floats = 0.0
+    beside_flop: Floats | None = None
     shape: tuple[Floats, Floats] | None = None
     window: float | None = None
 

@@ -274,6 +274,7 @@ class ClusterDocument(Closed):
     sources: dict[str, str] = Field(default_factory=dict)
     nodes: tuple[NodeDocument, ...] = Field(min_length=1)
     inter_link: LinkDocument | None = None
+    grid_intensity: Leaf | None = None
 
 
 class RuntimeDocument(Closed):

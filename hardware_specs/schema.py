@@ -130,6 +130,7 @@ def parse_cluster(content: object, file: str, device: Callable[[str], HardwareSp
         limit = read.maybe(entry.memory_limit, f"{path}.memory_limit", "bytes")
         host = tuple(memory_tier(tier, f"{path}.host_memory.{tier.name}", read) for tier in entry.host_memory)
         nodes.append(ClusterNode(entry.name, spec.name, entry.count, link, limit, host))
+    intensity = read.maybe(document.grid_intensity, "grid_intensity", "gram_per_kwh", zero=True)
     inter_link = None if document.inter_link is None else link_of(document.inter_link, "inter_link", read)
     if inter_link is None and len(nodes) > 1:
         raise ConfigError("several nodes need a link between them", file=file, path="inter_link")
@@ -142,6 +143,7 @@ def parse_cluster(content: object, file: str, device: Callable[[str], HardwareSp
         source=read.source(document.source, "source"),
         content_hash=_hash([content, {name: spec.content_hash for name, spec in specs.items()}], file),
         sources=tuple(read.sourced),
+        grid_g_per_kwh=intensity,
     )
 
 

@@ -353,7 +353,8 @@ class Cluster:
     """Nodes joined by a network. Device names are ``node/index``, e.g. ``jetson/0``.
 
     ``specs`` maps each device type to its spec; ``inter_link`` joins nodes (None for a single node).
-    ``price_usd_per_h`` is the sum of the devices' prices, or None if any is unknown.
+    ``price_usd_per_h`` is the sum of the devices' prices, or None if any is unknown. ``grid_g_per_kwh`` are
+    grams of CO2 equivalent per kWh of the grid that feeds it, None where nobody says.
     """
 
     name: str
@@ -364,6 +365,7 @@ class Cluster:
     source: str = ""
     content_hash: str = ""
     sources: tuple[Sourced, ...] = ()
+    grid_g_per_kwh: float | None = None
 
     @cached_property
     def price_usd_per_h(self) -> float | None:

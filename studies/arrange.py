@@ -229,7 +229,9 @@ class Arranger:
 
     def predict(self, plan: Plan) -> Predicted:
         """Return what the models say of a plan."""
-        cost = predict(plan, self.prepared.table, self.prepared.cluster, self.study.workload)
+        cost = predict(
+            plan, self.prepared.table, self.prepared.cluster, self.study.workload, self.study.grid_g_per_kwh
+        )
         parts = {
             device: {"weights": use.weights, "kv": use.kv, "activations": use.activations}
             for device, use in cost.memory_bytes.items()
@@ -251,4 +253,10 @@ class Arranger:
             provenance=cost.provenance,
             memory_parts=parts,
             missing_bytes=sum(cost.missing_bytes.values()),
+            ttft_interval_s=list(cost.ttft_interval_s),
+            tpot_interval_s=list(cost.tpot_interval_s),
+            total_interval_s=list(cost.total_interval_s),
+            energy_j_per_request=cost.energy_j_per_request,
+            energy_excludes={device: list(parts) for device, parts in cost.energy_excludes.items()},
+            co2e_g_per_request=cost.co2e_g_per_request,
         )

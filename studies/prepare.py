@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dse.errors import ConfigError
 from dse.evaluate.build import build_cost_table
 from dse.evaluate.cost_table import CostTable
 from dse.evaluate.kernel_path import supports
+from dse.evaluate.layer_times import LayerTimes, read_layer_times, with_layer_times
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import Precision
 from dse.graph.cache import load_graph
@@ -76,6 +78,9 @@ def prepare(study: Study, progress: Callable[[str], None], *, weights: bool = Tr
         divisors(study.workload.batch),
         runtime=runtime,
     )
+    if study.layer_times is not None:
+        times = LayerTimes(read_layer_times(Path(study.layer_times)), study.layer_time_model)
+        table = with_layer_times(table, times, study.workload)
     return Prepared(source, graph, cluster, runtime, units, precisions, table, dropped)
 
 

@@ -22,7 +22,8 @@ class Predicted:
     ``kl_nats`` is the additive prediction (sum of unit sensitivities); ``effective_bits`` counts all
     parameters, ``linear_effective_bits`` the linears of the blocks only. ``memory_parts`` optionally splits
     ``memory_bytes`` per device into "weights", "kv" and "activations". ``missing_bytes`` is by how
-    much it exceeds the devices' memory, 0 where it fits.
+    much it exceeds the devices' memory, 0 where it fits. Intervals are (low, high), see
+    ``dse.evaluate.plan_cost``; ``energy_excludes`` maps devices to the parts of the energy that are unknown.
     """
 
     kl_nats: float
@@ -40,6 +41,12 @@ class Predicted:
     provenance: str
     memory_parts: dict[str, dict[str, float]] | None = None
     missing_bytes: float = 0.0
+    ttft_interval_s: list[float] | None = None
+    tpot_interval_s: list[float] | None = None
+    total_interval_s: list[float] | None = None
+    energy_j_per_request: float | None = None
+    energy_excludes: dict[str, list[str]] | None = None
+    co2e_g_per_request: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from dse.errors import ConfigError
 from dse.graph.workload import Workload
 
 PACKAGE = "studies"
+LayerTimeModel = Literal["table", "regression"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Study:
     """The inputs of an experiment. Names refer to the packaged files or to the user's own.
 
     ``precisions`` are texts that ``parse_precision`` reads; ``uniform`` those measured as baselines.
+    ``grid_g_per_kwh`` are grams of CO2e per kWh of the grid, the cluster's own where None. ``layer_times``
+    is a file of measured layer times that replace the cost models', taken as they are ("table") or through
+    LLM-PQ's ``layer_time_model`` "regression".
     """
 
     name: str
@@ -65,6 +69,9 @@ class Study:
     seed: int = 0
     quality: QualitySpec = field(default_factory=QualitySpec)
     search: SearchSpec = field(default_factory=SearchSpec)
+    grid_g_per_kwh: float | None = None
+    layer_times: str | None = None
+    layer_time_model: LayerTimeModel = "table"
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping of all resolved inputs."""
@@ -118,6 +125,9 @@ class _StudyFile(Closed):
     seed: int = Field(default=0, ge=0)
     quality: _QualityFile = _QualityFile()
     search: _SearchFile = _SearchFile()
+    grid_g_per_kwh: float | None = Field(default=None, ge=0)
+    layer_times: str | None = None
+    layer_time_model: LayerTimeModel = "table"
 
 
 def preset_names() -> tuple[str, ...]:
@@ -161,6 +171,9 @@ def load_study(name: str) -> Study:
         seed=parsed.seed,
         quality=QualitySpec(**parsed.quality.model_dump()),
         search=SearchSpec(**parsed.search.model_dump()),
+        grid_g_per_kwh=parsed.grid_g_per_kwh,
+        layer_times=parsed.layer_times,
+        layer_time_model=parsed.layer_time_model,
     )
 
 

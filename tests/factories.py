@@ -16,6 +16,14 @@ from hardware_specs.spec import (
     Power,
 )
 
+PROFILE_OF = {
+    "matmul": "gemm",
+    "matmul_lookup": "gemm_weight_only",
+    "matmul_bit_plane": "gemm_weight_only",
+    "sparse": "elementwise",
+}
+"""Kernel profile of the classes of kernels that have no profile of their own name."""
+
 
 def make_profile(
     name: str = "gemm",

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from cost_models.energy import energy_gaps
 from cost_models.pricing import join_provenance
 from cost_models.work import Floats
 from dse.errors import ConfigError
+from dse.evaluate.beside import NO_EXTRAS, Extras
 from dse.evaluate.cost_table import Array, CostTable
 from dse.evaluate.device_costs import prepare, price_device
 from dse.evaluate.footprint import (
@@ -22,6 +24,7 @@ from dse.evaluate.footprint import (
     kv_bytes_per_token,
 )
 from dse.evaluate.fusion import with_fused_norms
+from dse.evaluate.kernel_path import float_kind
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
 from dse.evaluate.sizes import Sizes, decode_contexts
 from dse.evaluate.stack import OpStack
@@ -43,6 +46,7 @@ def build_cost_table(
     groups: Sequence[TensorGroup] = (),
     runtime: RuntimeProfile | None = None,
     n_chunks: int = 1,
+    extras: Extras = NO_EXTRAS,
 ) -> CostTable:
     """Price every choice and return the dense table.
 
@@ -58,6 +62,7 @@ def build_cost_table(
             added to every pass of a micro-batch, with the embedding. None prices every operator as a launch
             and no host time.
         n_chunks: passes that the prefill of a micro-batch takes; prefill entries are the mean pass.
+        extras: what a quantization method adds: online rotations, products with kept outliers.
 
     Raises:
         ConfigError: a linear belongs to no unit or to two, a list is empty, a micro-batch is below 1, or the
@@ -74,10 +79,15 @@ def build_cost_table(
     )
     graph = with_fused_norms(graph, runtime)
     overhead_s = 0.0 if runtime is None else runtime.step_overhead_s
-    prepared = prepare(graph, units, precisions, sizes, runtime)
+    prepared = prepare(graph, units, precisions, sizes, runtime, extras)
     stack = prepared.stack
-    devices = [price_device(spec, graph, prepared, precisions, sizes) for spec in specs.values()]
-    devices += [price_device(group.spec, graph, prepared, precisions, sizes, group) for group in groups]
+    devices = [
+        price_device(spec, graph, prepared, precisions, sizes, group, extras)
+        for spec, group in (
+            *((spec, None) for spec in specs.values()),
+            *((group.spec, group) for group in groups),
+        )
+    ]
     names = (*specs, *(group.name for group in groups))
     members = [*((spec, 1) for spec in specs.values()), *((group.spec, group.degree) for group in groups)]
     unit, layer, first, last = (
@@ -132,7 +142,7 @@ def build_cost_table(
         ),
         reserve_bytes=np.array([spec.reserve_bytes for spec, _ in members]),
         static_w=np.array([(value or 0.0) * n for value, (_, n) in zip(static, members, strict=True)]),
-        static_known=np.array([value is not None for value in static]),
+        energy_gaps=tuple(energy_gaps(spec, float_kind(spec)) for spec, _ in members),
         provenance=provenance,
         n_chunks=n_chunks,
     )

@@ -45,8 +45,9 @@ class CostTable:
         hop_bytes: (P, M) activations that cross a pipeline cut.
         reserve_bytes: (D,) runtime reserve.
         n_chunks: passes that the prefill of a micro-batch takes; the prefill entries are the mean pass.
-        static_w: (D,) static power, NaN-free; where it is unknown the energy excludes it and
-            ``static_known`` is False.
+        static_w: (D,) static power, 0 where it is unknown.
+        energy_gaps: (D,) parts of each device's energy that are unknown and count 0: of "static", "memory",
+            "compute".
     """
 
     units: tuple[Unit, ...]
@@ -78,7 +79,7 @@ class CostTable:
     hop_bytes: Array
     reserve_bytes: Array
     static_w: Array
-    static_known: NDArray[np.bool_]
+    energy_gaps: tuple[tuple[str, ...], ...]
     provenance: Provenance
     n_chunks: int = 1
 

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from cost_models.pricing import price
-from cost_models.work import Provenance, Work
+from cost_models.work import Floats, Provenance, Work
+from dse.evaluate.beside import (
+    NO_EXTRAS,
+    Extras,
+    Outliers,
+    outlier_works,
+    quantize_work,
+    rotation_works,
+    scaled_sums_per_output,
+)
 from dse.evaluate.cost_table import Array
 from dse.evaluate.fusion import launch_shares
 from dse.evaluate.kernel_path import LinearPath, float_kind, linear_path, supports
@@ -21,11 +31,15 @@ from dse.evaluate.lowering import (
     BITS_PER_BYTE,
     SIXTEEN_BIT_BYTES,
     active_frac,
+    active_matrices,
     attention_work,
+    bias_bytes,
     elementwise_work,
     linear_rows,
     linear_work,
     lower,
+    programmable,
+    read_weight_bytes,
     runs,
     weight_bytes,
 )
@@ -41,7 +55,7 @@ from dse.evaluate.tensor_parallel import (
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import NumberFormat, Precision
 from dse.formats.storage import row_bits
-from dse.graph.operator import Attention, Block, OperatorGraph
+from dse.graph.operator import Attention, Block, Op, OperatorGraph
 from dse.graph.units import Unit
 from hardware_specs.spec import HardwareSpec, RuntimeProfile
 
@@ -58,15 +72,17 @@ class Prepared:
 
     ``rows`` (P, M, O) tokens of each linear; ``stored`` (O, Q) weight bytes; ``row_bytes`` (O, Q) one row of
     activations; ``used`` (P, M, O) the share of its matrices that a linear reads, 1 without experts and 0 in
-    a phase that does not run it, and
-    ``matrices`` (O,) how many there are; ``launches`` (O,) kernel launches, which
-    is also the share of the reading of its input;
-    ``elementwise`` the (P, M, E) work of element-wise operators.
+    a phase that does not run it, and ``matrices`` (O,) how many there are; ``launches`` (O,) kernel
+    launches, which is also the share of the reading of its input; ``read`` (O, Q) what a product reads of
+    the stored bytes and ``sums`` (O, Q) what it computes beside each output; ``elementwise`` the (P, M, E)
+    work of element-wise operators.
     """
 
     stack: OpStack
     rows: Array
     stored: Array
+    read: Array
+    sums: Array
     row_bytes: Array
     used: Array
     matrices: Array
@@ -80,8 +96,11 @@ def prepare(
     precisions: Sequence[Precision],
     sizes: Sizes,
     runtime: RuntimeProfile | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> Prepared:
     """Evaluate all sizes, which no device changes; ``runtime`` says which linears share a launch.
+
+    ``extras`` says what is stored beside weights.
 
     Raises:
         ConfigError: a linear belongs to no unit or to two.
@@ -100,7 +119,10 @@ def prepare(
         for phase, batch, query, _ in phases
     ]
     matrices = [1 if op.experts is None else op.experts.n_experts for op in stack.linears]
-    stored = [[weight_bytes(op, precision.weights) for precision in precisions] for op in stack.linears]
+    stored, read, sums = (
+        np.array([[of(op, precision) for precision in precisions] for op in stack.linears], dtype=np.float64)
+        for of in (partial(_stored_bytes, extras), _read_bytes, _sums)
+    )
     row_bytes = [
         [row_bits(precision.activations, op.weight_shape[1]) / BITS_PER_BYTE for precision in precisions]
         for op in stack.linears
@@ -113,13 +135,33 @@ def prepare(
     return Prepared(
         stack,
         np.moveaxis(np.asarray(rows, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
-        np.asarray(stored, dtype=np.float64).reshape(n_linears, n_precisions),
+        stored.reshape(n_linears, n_precisions),
+        read.reshape(n_linears, n_precisions),
+        sums.reshape(n_linears, n_precisions),
         np.asarray(row_bytes, dtype=np.float64).reshape(n_linears, n_precisions),
         np.moveaxis(np.asarray(used, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
         np.asarray(matrices, dtype=np.float64),
         np.array([share for block in graph.blocks for share in launch_shares(block, runtime).values()]),
         elementwise,
     )
+
+
+def _stored_bytes(extras: Extras, op: Op, precision: Precision) -> float:
+    kept = extras.keeps(precision.weights)
+    if kept is None or op.weight_shape is None:
+        return weight_bytes(op, precision.weights)
+    outputs, inputs = op.weight_shape
+    beside = float(kept.bytes_beside(outputs, inputs))
+    return kept.matrix_bytes(precision.weights, outputs, inputs) + bias_bytes(op) + beside
+
+
+def _read_bytes(op: Op, precision: Precision) -> float:
+    return read_weight_bytes(op, precision.weights)
+
+
+def _sums(op: Op, precision: Precision) -> float:
+    inputs = 1 if op.weight_shape is None else op.weight_shape[1]
+    return scaled_sums_per_output(precision.weights, precision.activations, inputs)
 
 
 def _stack_works(works: list[list[Work]]) -> Work | None:
@@ -181,6 +223,7 @@ def price_device(
     precisions: Sequence[Precision],
     sizes: Sizes,
     group: TensorGroup | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> DeviceCosts:
     """Price everything on one device, or on a group of them that shares every layer.
 
@@ -191,7 +234,7 @@ def price_device(
     reasons = tuple(supports(spec, precision) for precision in precisions)
     chosen = [q for q, reason in enumerate(reasons) if reason is None]
     stack = prepared.stack
-    linear = _linear_costs(pricer, prepared, precisions, chosen)
+    linear = _linear_costs(pricer, prepared, precisions, chosen, extras)
     attention = _attention_costs(pricer, stack.attentions, precisions, chosen, sizes)
     per_template = np.zeros((*linear.shape[:3], len(graph.blocks)))
     if prepared.elementwise is not None:
@@ -199,6 +242,8 @@ def price_device(
         work = _part_of(work, elementwise_parts(stack.others, degree))
         others = pricer(work, (*linear.shape[1:3], len(stack.others)))
         per_template = others @ stack.other_of_template.T
+    if extras.transform != "none":
+        per_template = per_template + _rotation_costs(pricer, graph, sizes.of_phases(), extras)
     if group is not None:
         hidden_bytes = SIXTEEN_BIT_BYTES * graph.hidden_size
         messages = np.stack([batch * query * hidden_bytes for _, batch, query, _ in sizes.of_phases()])
@@ -246,7 +291,11 @@ def _part_of_head(work: Work, degree: int) -> Work:
 
 
 def _linear_costs(
-    pricer: _Pricer, prepared: Prepared, precisions: Sequence[Precision], chosen: list[int]
+    pricer: _Pricer,
+    prepared: Prepared,
+    precisions: Sequence[Precision],
+    chosen: list[int],
+    extras: Extras,
 ) -> Array:
     """Return (4, P, M, O, Q): one pricing call per kernel path, for all operators and precisions of it."""
     linears = prepared.stack.linears
@@ -265,12 +314,66 @@ def _linear_costs(
             rows,
             outputs * of_outputs * used,
             inputs * of_inputs,
-            prepared.stored[:, members] * (used / pricer.n_devices),
+            prepared.read[:, members] * (used / pricer.n_devices),
             prepared.row_bytes[:, members] * (of_inputs * matrices),
             prepared.launches[:, None],
+            prepared.sums[:, members],
         )
-        work = replace(work, n_launches=prepared.launches[:, None] * (used > 0))
-        costs[..., members] = pricer(work, (*prepared.rows.shape, len(members)))
+        launches = prepared.launches[:, None] * (used > 0)
+        work = replace(work, n_launches=launches)
+        shape_of_costs = (*prepared.rows.shape, len(members))
+        costs[..., members] = pricer(work, shape_of_costs)
+        if path.quantizes_before and programmable(pricer.spec):
+            row_bytes = prepared.row_bytes[:, members] * of_inputs
+            work = quantize_work(
+                float_kind(pricer.spec), rows * matrices, inputs * of_inputs, row_bytes, launches
+            )
+            costs[..., members] += pricer(work, shape_of_costs)
+    if extras.outliers is not None:
+        quantized = [q for q in chosen if extras.keeps(precisions[q].weights) is not None]
+        costs[..., quantized] += _outlier_costs(pricer, prepared, extras.outliers)[..., None]
+    return costs
+
+
+def _outlier_costs(pricer: _Pricer, prepared: Prepared, kept: Outliers) -> Array:
+    """Return (4, P, M, O) of the products with kept outliers, which no precision changes."""
+    linears = prepared.stack.linears
+    of_outputs, of_inputs = linear_parts(linears, pricer.n_devices)
+    costs = np.zeros((N_COSTS, *prepared.rows.shape))
+    for o, op in enumerate(linears):
+        if op.weight_shape is None:
+            continue
+        outputs, inputs = op.weight_shape
+        used = prepared.used[..., o]
+        works = outlier_works(
+            kept,
+            float_kind(pricer.spec),
+            prepared.rows[..., o],
+            np.asarray(used * (outputs * float(of_outputs[o])), dtype=np.float64),
+            round(inputs * of_inputs[o]),
+            (used > 0).astype(np.float64),
+        )
+        for work in works:
+            costs[..., o] += pricer(work, used.shape)
+    return costs
+
+
+def _rotation_costs(
+    pricer: _Pricer, graph: OperatorGraph, phases: Sequence[PhaseSizes], extras: Extras
+) -> Array:
+    """Return (4, P, M, T) of the online rotations of each block template; devices of a group share them."""
+    wide = float_kind(pricer.spec)
+    costs = np.zeros((N_COSTS, len(phases), *phases[0][1].shape, len(graph.blocks)))
+    for t, block in enumerate(graph.blocks):
+        for op in block.ops:
+            for p, (phase, batch, query, context) in enumerate(phases):
+                if not runs(op, phase):
+                    continue
+                tokens: Floats = batch * query
+                if op.kind == "linear":
+                    tokens = linear_rows(op, batch, query, context) * active_matrices(op, batch, query)
+                for work in rotation_works(op, block, wide, extras, tokens / pricer.n_devices):
+                    costs[:, p, :, t] += pricer(work, batch.shape)
     return costs
 
 

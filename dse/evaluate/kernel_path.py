@@ -5,20 +5,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cost_models.pricing import main_bandwidth_bytes_per_s
+from cost_models.tables import lookups_per_s
+from cost_models.work import KernelClass
 from dse.errors import UnsupportedOnDevice
 from dse.formats.precision import NumberFormat, Precision
 from dse.formats.support import ComputeNeed, compute_need, storage_kind
 from hardware_specs.spec import HardwareSpec, OperandPair
 
+QUANTIZING_PROFILES = ("gemm_fp8", "gemm_fp4")
+
 
 @dataclass(frozen=True)
 class LinearPath:
-    """How a device multiplies: the compute kind, the kernel profile, and what is done on the fly."""
+    """How a device multiplies: the compute kind, the kernel profile, and what is done on the fly.
+
+    ``kernel`` is "matmul_lookup" where weights are expanded through a table and "matmul_bit_plane" for
+    one-bit weights. ``scales_sums`` says that the array adds up bare low-precision products, so that scales
+    of groups are applied to partial sums.
+    """
 
     compute: str
     profile: str
     expands_weights: bool = False
     quantizes_activations: bool = False
+    kernel: KernelClass = "matmul"
+    scales_sums: bool = False
+
+    @property
+    def quantizes_before(self) -> bool:
+        """Whether activations are quantized by a kernel of its own, which the product's constants lack.
+
+        Those of fp8 and 4-bit floats were fitted to kernels that quantize (``hardware_specs.families``).
+        """
+        return self.quantizes_activations and self.profile not in QUANTIZING_PROFILES
 
 
 def usable(spec: HardwareSpec, kind: str, *, native: bool = False) -> bool:
@@ -77,13 +96,16 @@ def linear_path(spec: HardwareSpec, precision: Precision) -> LinearPath:
     if need.weight_only_bits is not None:
         _check_weight_only(spec, need)
         kind = float_kind(spec, need.kind)
-        return LinearPath(kind, need.profile, True, need.quantizes_activations)
+        return LinearPath(kind, need.profile, True, need.quantizes_activations, _expanding_kernel(precision))
     if need.profile == "gemm":
         return LinearPath(float_kind(spec, need.kind), "gemm", False, need.quantizes_activations)
     if usable(spec, need.kind, native=True):
-        return LinearPath(need.kind, need.profile, need.unpacks_weights, need.quantizes_activations)
+        sums = need.profile in ("gemm_int8", "gemm_fp8") and not need.kind.startswith("mx")
+        return LinearPath(
+            need.kind, need.profile, need.unpacks_weights, need.quantizes_activations, scales_sums=sums
+        )
     if need.kind == "int4" and usable(spec, "int8", native=True):
-        return LinearPath("int8", need.profile, True, need.quantizes_activations)
+        return LinearPath("int8", need.profile, True, need.quantizes_activations, scales_sums=True)
     raise _unsupported(spec, need.kind, f"no native {need.kind} product{_why(spec, need.kind)}")
 
 
@@ -118,6 +140,13 @@ def supports(spec: HardwareSpec, precision: Precision) -> str | None:
     return None
 
 
+def _expanding_kernel(precision: Precision) -> KernelClass:
+    """Return the kernel of weights that are expanded: by arithmetic, through a table, or bit by bit."""
+    if not storage_kind(precision.weights).startswith("lut"):
+        return "matmul"
+    return "matmul_bit_plane" if precision.weights.kind == "binary" else "matmul_lookup"
+
+
 def _stated_pair(spec: HardwareSpec, precision: Precision) -> OperandPair | None:
     """Return what the spec says of this very pair of operand kinds; fp16 and bf16 activations are alike."""
     weights, activations = storage_kind(precision.weights), storage_kind(precision.activations)
@@ -128,6 +157,8 @@ def _stated_pair(spec: HardwareSpec, precision: Precision) -> OperandPair | None
 def _check_weight_only(spec: HardwareSpec, need: ComputeNeed) -> None:
     """Check that some kernel expands weights of this kind."""
     kind = str(need.weight_only_kind)
+    if kind == "lut1" and lookups_per_s(spec) is not None:
+        return  # partial sums are looked up, whatever its other kernels expand
     if kind.startswith(("int", "lut")):  # a table is one lookup more in the same kernels
         if need.weight_only_bits not in spec.weight_only_bits:
             raise _unsupported(spec, kind, f"no kernel expands {kind} weights{_weight_only_why(spec)}")

@@ -15,12 +15,23 @@ from typing import Literal
 import numpy as np
 
 from cost_models.attention import causal_pairs
+from cost_models.kernels import bit_plane_bytes
+from cost_models.tables import LOOKUP_CLASSES
 from cost_models.work import Floats, Work
 from dse.errors import ConfigError
+from dse.evaluate.beside import (
+    NO_EXTRAS,
+    QUANTIZE_OPS_PER_ELEMENT,
+    Extras,
+    outlier_works,
+    quantize_work,
+    rotation_works,
+    scaled_sums_per_output,
+)
 from dse.evaluate.kernel_path import LinearPath, check_kv, float_kind, linear_path, supports
 from dse.formats.precision import NumberFormat, Precision
 from dse.formats.storage import kv_bits_per_token, row_bits, stored_bits
-from dse.graph.operator import Attention, Op
+from dse.graph.operator import Attention, Block, Op
 from hardware_specs.spec import HardwareSpec
 
 __all__ = ["Phase", "attention_work", "elementwise_work", "linear_work", "lower", "supports"]
@@ -29,7 +40,7 @@ Phase = Literal["prefill", "decode"]
 BITS_PER_BYTE = 8.0
 SIXTEEN_BIT_BYTES = 2.0
 EXPAND_OPS_PER_ELEMENT = 2.0
-QUANTIZE_OPS_PER_ELEMENT = 3.0
+LOOKUPS_PER_ELEMENT = 1.0
 
 LAUNCHING_KINDS = ("norm", "activation", "rope", "embedding")
 """Element-wise kinds that cost a kernel launch. Additions, products and copies ride on a neighbour's kernel
@@ -40,6 +51,21 @@ def weight_bytes(op: Op, fmt: NumberFormat) -> float:
     """Return the stored bytes of a linear: its matrix in ``fmt`` with metadata, its bias in 16 bits."""
     outputs, inputs = _weight_shape(op)
     return stored_bits(fmt, outputs, inputs) / BITS_PER_BYTE + bias_bytes(op)
+
+
+def read_weight_bytes(op: Op, fmt: NumberFormat) -> float:
+    """Return what a product reads of a linear's stored weights: all, or of nested codes the planes in use.
+
+    Nested codes lie in bit planes, of which a product of ``read_bits`` reads that many, and the table of that
+    width.
+    """
+    if fmt.kind != "nested" or fmt.read_bits is None:
+        return weight_bytes(op, fmt)
+    outputs, inputs = _weight_shape(op)
+    tables = outputs if fmt.granularity == "row" else 1
+    entries = tables * 2**fmt.read_bits * fmt.scale_bits / BITS_PER_BYTE
+    planes = bit_plane_bytes(float(outputs), float(inputs), fmt.read_bits, fmt.bits)
+    return float(planes) + entries + bias_bytes(op)
 
 
 def bias_bytes(op: Op) -> float:
@@ -82,6 +108,7 @@ def linear_work(
     stored_weight_bytes: Floats,
     activation_row_bytes: Floats,
     input_share: Floats = 1.0,
+    sums_per_output: Floats = 0.0,
 ) -> Work:
     """Return the work of y[m, n] = x[m, k] W[n, k]^T; all arguments broadcast.
 
@@ -92,20 +119,25 @@ def linear_work(
         activation_row_bytes: of one row of x in the format that the product reads.
         input_share: of reading and quantizing x: 1 / n where n products of one x run as one kernel. The
             traffic of quantizing is whole, because the cost model gives it the share of the launch.
+        sums_per_output: vector operations for each output where the array scales its partial sums
+            (``beside.scaled_sums_per_output``).
     """
     vector_flop: Floats = 0.0
     quantize_bytes: Floats = 0.0
     if path.expands_weights:
-        vector_flop = vector_flop + EXPAND_OPS_PER_ELEMENT * outputs * inputs
-    if path.quantizes_activations:
+        per_element = EXPAND_OPS_PER_ELEMENT if path.kernel == "matmul" else LOOKUPS_PER_ELEMENT
+        vector_flop = vector_flop + per_element * outputs * inputs
+    beside_flop = rows * outputs * sums_per_output if path.scales_sums and np.any(sums_per_output) else None
+    if path.quantizes_activations and not path.quantizes_before:
         vector_flop = vector_flop + QUANTIZE_OPS_PER_ELEMENT * rows * inputs * input_share
         quantize_bytes = rows * (inputs * SIXTEEN_BIT_BYTES + activation_row_bytes)
     return Work(
-        kernel="matmul",
+        kernel=path.kernel,
         profile=path.profile,
         compute=path.compute,
         flop=2.0 * rows * outputs * inputs,
-        vector_flop=vector_flop,
+        vector_flop=vector_flop if beside_flop is None else vector_flop + beside_flop,
+        beside_flop=beside_flop,
         read_bytes=stored_weight_bytes + rows * activation_row_bytes * input_share,
         write_bytes=rows * outputs * SIXTEEN_BIT_BYTES,
         rows=rows,
@@ -220,13 +252,59 @@ def lower(
             linear_rows(op, batch, query, context),
             outputs * used,
             inputs,
-            weight_bytes(op, precision.weights) * used,
+            read_weight_bytes(op, precision.weights) * used,
             row_bits(precision.activations, inputs) / BITS_PER_BYTE * active_matrices(op, batch, query),
+            sums_per_output=scaled_sums_per_output(precision.weights, precision.activations, inputs),
         )
     if op.kind == "attention" and op.attention is not None:
         check_kv(spec, precision.kv)
         return attention_work(op.attention, precision.kv, spec, phase, batch, query, context)
     return elementwise_work(op, float_kind(spec), batch, query, context)
+
+
+def lower_beside(
+    op: Op,
+    block: Block,
+    precision: Precision,
+    spec: HardwareSpec,
+    phase: Phase,
+    batch: Floats,
+    query: Floats,
+    context: Floats,
+    extras: Extras = NO_EXTRAS,
+) -> tuple[tuple[str, Work], ...]:
+    """Return (what, work) of the kernels that run beside an operator of a block.
+
+    Quantizing the input where the product's kernel does not; the product with kept outliers; online
+    rotations (see ``dse.evaluate.beside``).
+    """
+    if not runs(op, phase):
+        return ()
+    wide = float_kind(spec)
+    tokens: Floats = np.asarray(batch, dtype=np.float64) * query
+    found: list[tuple[str, Work]] = []
+    if op.kind == "linear":
+        path, inputs = linear_path(spec, precision), _weight_shape(op)[1]
+        rows = linear_rows(op, batch, query, context)
+        matrices = active_matrices(op, batch, query)
+        tokens = rows * matrices
+        if path.quantizes_before and programmable(spec):
+            row_bytes = row_bits(precision.activations, inputs) / BITS_PER_BYTE
+            found.append(("quantize", quantize_work(wide, tokens, inputs, row_bytes)))
+        kept = extras.keeps(precision.weights)
+        if kept is not None:
+            outputs = _weight_shape(op)[0] * active_frac(op, batch, query)
+            found += [(kept.store, work) for work in outlier_works(kept, wide, rows, outputs, inputs)]
+    found += [("rotate", work) for work in rotation_works(op, block, wide, extras, tokens)]
+    return tuple(found)
+
+
+def programmable(spec: HardwareSpec) -> bool:
+    """Return whether kernels are launched one by one, so that quantizing an input is one more of them.
+
+    Elsewhere (NPUs, dataflow chips) constants come from token rates, which hold whatever a product needs.
+    """
+    return spec.device_class in LOOKUP_CLASSES
 
 
 def _weight_shape(op: Op) -> tuple[int, int]:

@@ -29,11 +29,13 @@ class StageCosts:
         time_s, energy_j: (P, S), energy without static power.
         weight_bytes, kv_bytes_per_token: (S,) of the layers, without embedding and head; of a group of
             devices together, with the copies of the cache.
+        span_s: (2, P, S) the times that nine of ten kernels exceed and stay below, if all err alike.
         hop_s, hop_j: (P, S - 1) transfers between the stages.
     """
 
     time_s: Array
     energy_j: Array
+    span_s: Array
     weight_bytes: Array
     kv_bytes_per_token: Array
     hop_s: Array
@@ -52,7 +54,7 @@ def stage_costs(plan: Plan, table: CostTable, cluster: Cluster) -> StageCosts:
     layer_of_unit = np.array([unit.layer for unit in table.units])
     n_stages, last = len(plan.stages), len(plan.stages) - 1
     every = np.arange(len(table.units))
-    time_s, energy_j = np.zeros((2, n_stages)), np.zeros((2, n_stages))
+    costs = np.zeros((4, 2, n_stages))
     for s, stage in enumerate(plan.stages):
         kind = stage_type(cluster, stage)
         if kind not in table.devices:
@@ -62,7 +64,7 @@ def stage_costs(plan: Plan, table: CostTable, cluster: Cluster) -> StageCosts:
         _check_supported(table, d, choice[inside])
         layers = slice(*stage.layers)
         for p, m in enumerate(micro):
-            for out, unit, layer, first, end in _quantities(table, time_s, energy_j):
+            for out, (unit, layer, first, end) in zip(costs, _quantities(table), strict=True):
                 out[p, s] = unit[p, m, d, inside, choice[inside]].sum() + layer[p, m, d, layers].sum()
                 out[p, s] += first[p, m, d] * (s == 0) + end[p, m, d] * (s == last)
     in_stage = np.stack([_in_stage(layer_of_unit, stage) for stage in plan.stages]).astype(np.float64)
@@ -71,14 +73,20 @@ def stage_costs(plan: Plan, table: CostTable, cluster: Cluster) -> StageCosts:
     types = [table.devices.index(stage_type(cluster, stage)) for stage in plan.stages]
     kv = (in_stage * table.kv_copies[types]) @ table.unit_kv_bytes_per_token[every, choice]
     hop_s, hop_j = _hops(plan.stages, table, cluster, micro)
-    return StageCosts(time_s, energy_j, weights, kv, hop_s, hop_j)
+    return StageCosts(costs[0], costs[1], costs[2:], weights, kv, hop_s, hop_j)
 
 
-def _quantities(table: CostTable, time_s: Array, energy_j: Array) -> tuple[tuple[Array, ...], ...]:
-    """(where to sum, unit, layer, first, last arrays) of time and energy."""
+def _quantities(table: CostTable) -> tuple[tuple[Array, Array, Array, Array], ...]:
+    """(unit, layer, first, last arrays) of time, energy, and the low and the high end of time."""
+    low, high = (
+        (table.unit_span_s[end], table.layer_span_s[end], table.first_span_s[end], table.last_span_s[end])
+        for end in (0, 1)
+    )
     return (
-        (time_s, table.unit_time_s, table.layer_time_s, table.first_time_s, table.last_time_s),
-        (energy_j, table.unit_energy_j, table.layer_energy_j, table.first_energy_j, table.last_energy_j),
+        (table.unit_time_s, table.layer_time_s, table.first_time_s, table.last_time_s),
+        (table.unit_energy_j, table.layer_energy_j, table.first_energy_j, table.last_energy_j),
+        low,
+        high,
     )
 
 

@@ -18,7 +18,7 @@ from dse.formats.grammar import parse_precision
 from dse.graph.units import units_of
 from dse.graph.workload import Workload
 from dse.plan import Assignment, Plan, Stage
-from tests.factories import make_cluster, make_graph, make_spec
+from tests.factories import PROFILE_OF, make_cluster, make_graph, make_spec
 
 GRAPH = make_graph(n_layers=3, hidden=128, ffn=256, n_heads=4, n_kv_heads=2, vocab=300)
 UNITS = units_of(GRAPH, "block")
@@ -127,8 +127,7 @@ def test_totals_do_not_depend_on_the_order_of_equal_layers(spec, workload, choic
     factor=st.floats(1, 10),
 )
 def test_more_work_never_costs_less(spec, kernel, flop, moved, factor):
-    profile = "gemm" if kernel == "matmul" else kernel
-    base = Work(kernel, profile, "bf16", flop, flop / 100, moved, moved / 3)
+    base = Work(kernel, PROFILE_OF.get(kernel, kernel), "bf16", flop, flop / 100, moved, moved / 3)
     more = replace(base, flop=flop * factor, vector_flop=flop * factor / 100, read_bytes=moved * factor)
     less_cost, more_cost = price(base, spec), price(more, spec)
     assert more_cost.time_s * SLACK >= less_cost.time_s

@@ -14,7 +14,7 @@ from cost_models.pricing import KERNEL_MODELS, bound_by, join_provenance, price
 from cost_models.work import Work
 from dse.errors import UnsupportedOnDevice
 from hardware_specs.spec import Link
-from tests.factories import make_spec
+from tests.factories import PROFILE_OF, make_spec
 
 COLUMN = np.ones((2, 1))
 
@@ -88,9 +88,7 @@ def test_elementwise_uses_the_vector_rate_where_known():
 
 def test_every_kernel_class_prices_arrays():
     for kernel in KERNEL_MODELS:
-        work = Work(
-            kernel, kernel if kernel != "matmul" else "gemm", "bf16", COLUMN * 1e9, COLUMN * 1e6, np.ones(3)
-        )
+        work = Work(kernel, PROFILE_OF.get(kernel, kernel), "bf16", COLUMN * 1e9, COLUMN * 1e6, np.ones(3))
         cost = price(work, make_spec())
         assert np.shape(cost.time_s) == (2, 3)
         assert np.shape(cost.energy_j) == (2, 3)

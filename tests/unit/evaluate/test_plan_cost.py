@@ -194,3 +194,34 @@ def test_errors_name_what_is_wrong():
     nowhere = replace(make_plan(), stages=(Stage(("n_toi/0",), (0, 4)),))
     with pytest.raises(ConfigError, match="n_toy/0"):
         predict(nowhere, TABLE, CLUSTER, WORKLOAD)
+
+
+def test_intervals_are_those_of_all_stages_at_one_end():
+    """Oracle: a device whose every kernel has the interval (0.5, 2) gives half and twice the time."""
+    wide = replace(
+        SPECS["toy"],
+        kernels=tuple(replace(entry, interval=Interval(0.5, 2.0)) for entry in SPECS["toy"].kernels),
+    )
+    table = build_cost_table(GRAPH, UNITS, (BF16,), {"toy": wide}, WORKLOAD, (2, 4))
+    plan = Plan("toy", "toys", Assignment.uniform(NAMES, BF16), (Stage(("n_toy/0",), (0, 4)),), 4, 2)
+    cost = predict(plan, table, make_cluster({"toy": wide}), WORKLOAD)
+    for value, interval in (
+        (cost.ttft_s, cost.ttft_interval_s),
+        (cost.tpot_s, cost.tpot_interval_s),
+        (cost.total_s, cost.total_interval_s),
+    ):
+        assert interval == pytest.approx((value / 2, 2 * value))
+    # Hops have no interval: they are the same at both ends.
+    two = predict(make_plan(), TABLE, CLUSTER, WORKLOAD)
+    assert two.ttft_interval_s == pytest.approx((two.ttft_s, two.ttft_s))
+
+
+def test_joules_and_grams_per_request():
+    """Oracle: 3.6e6 J are a kWh; 72 tokens are 8 requests."""
+    cost = predict(make_plan(), TABLE, CLUSTER, WORKLOAD, grid_g_per_kwh=400.0)
+    assert cost.energy_j_per_request == pytest.approx(9 * cost.energy_j_per_token)
+    assert cost.co2e_g_per_request == pytest.approx(cost.energy_j_per_request / 3.6e6 * 400)
+    assert predict(make_plan(), TABLE, CLUSTER, WORKLOAD).co2e_g_per_request is None
+    green = replace(CLUSTER, grid_g_per_kwh=50.0)
+    own = predict(make_plan(), TABLE, green, WORKLOAD).co2e_g_per_request
+    assert own == pytest.approx(cost.co2e_g_per_request / 8)

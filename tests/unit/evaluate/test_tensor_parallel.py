@@ -7,11 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cost_models.collectives import all_reduce_time_s
+from cost_models.collectives import all_reduce_time_s, half_all_reduce_time_s
 from dse.errors import ConfigError
 from dse.evaluate.build import build_cost_table
 from dse.evaluate.plan_cost import predict
-from dse.evaluate.tensor_parallel import TensorGroup, attention_part, group_name
+from dse.evaluate.tensor_parallel import (
+    TensorGroup,
+    all_reduce_costs,
+    attention_part,
+    group_name,
+    group_of_cluster,
+)
 from dse.formats.grammar import parse_precision
 from dse.graph.operator import Attention
 from dse.graph.units import units_of
@@ -111,3 +117,59 @@ def test_a_runtime_fuses_and_adds_host_time():
     assert (saved > 3e-3).all()
     np.testing.assert_allclose(fused.first_time_s - plain.first_time_s, 5e-3, rtol=1e-9)
     np.testing.assert_array_equal(fused.unit_energy_j >= 0, True)
+
+
+def test_groups_across_machines():
+    """Oracle: reduce-scatter and all-gather inside, an all-reduce of each part across, by hand."""
+    outer = CLUSTER.inter_link
+    group = TensorGroup(SPEC, 8, LINK, 2, outer)
+    assert group.name == "toy x8 on 2 nodes"
+    message = np.array([1e6])
+    time_s, energy_j = all_reduce_costs(group, message)
+    inside_s = 2 * half_all_reduce_time_s(message, 4, LINK)
+    assert time_s == pytest.approx(2 * (inside_s + all_reduce_time_s(message / 4, 2, outer)))
+    # 2 nodes x 4 devices send 2 x 3/4 inside; every device 2 x 1/2 of its fourth across.
+    bits = 8 * 1e6
+    expected_j = 2 * (8 * 1.5 * bits * LINK.energy_j_per_bit + 8 * bits / 4 * outer.energy_j_per_bit)
+    assert energy_j == pytest.approx(expected_j)
+    one_machine = all_reduce_costs(TensorGroup(SPEC, 8, LINK), message)
+    assert one_machine[0] < time_s
+
+
+def test_a_plan_across_machines():
+    """A stage whose devices are in two machines pays for the network between them."""
+    nodes = tuple(replace(CLUSTER.nodes[0], name=name, n_devices=2) for name in ("a", "b"))
+    cluster = replace(CLUSTER, nodes=nodes)
+    devices = ("a/0", "a/1", "b/0", "b/1")
+    group = group_of_cluster(cluster, devices)
+    assert (group.n_nodes, group.link, group.outer) == (2, LINK, cluster.inter_link)
+    table = build_cost_table(GRAPH, UNITS, (BF16,), {"toy": SPEC}, WORKLOAD, (4,), [group])
+    plan = Plan(
+        "toy",
+        "toys",
+        Assignment.uniform(tuple(unit.name for unit in UNITS), BF16),
+        (Stage(devices, (0, 2), 4),),
+        4,
+        4,
+    )
+    inside = replace(CLUSTER, nodes=(replace(CLUSTER.nodes[0], n_devices=4),))
+    near = replace(plan, stages=(Stage(tuple(f"n_toy/{i}" for i in range(4)), (0, 2), 4),))
+    slow, fast = predict(plan, table, cluster, WORKLOAD), predict(near, table_of((4,)), inside, WORKLOAD)
+    message = 4 * 64 * 512 * 2.0
+    added = all_reduce_costs(group, message)[0] - all_reduce_costs(TensorGroup(SPEC, 4, LINK), message)[0]
+    assert slow.stage_prefill_s[0] - fast.stage_prefill_s[0] == pytest.approx(2 * added)
+
+
+def test_wrong_groups():
+    cluster = make_cluster({"toy": SPEC, "npu": make_spec("npu")}, {"toy": 3, "npu": 1})
+    with pytest.raises(ConfigError, match="of one type"):
+        group_of_cluster(cluster, ("n_toy/0", "n_npu/0"))
+    nodes = (replace(cluster.nodes[0], name="a", n_devices=2), replace(cluster.nodes[0], name="b"))
+    with pytest.raises(ConfigError, match="equally many on every node"):
+        group_of_cluster(replace(cluster, nodes=nodes), ("a/0", "a/1", "b/0"))
+    with pytest.raises(ConfigError, match="at least two"):
+        group_of_cluster(cluster, ("n_toy/0",))
+    with pytest.raises(ConfigError, match="shared out to 3 nodes"):
+        TensorGroup(SPEC, 4, LINK, 3, LINK)
+    with pytest.raises(ConfigError, match="no link to other machines"):
+        TensorGroup(SPEC, 4, LINK, 2)
