@@ -130,7 +130,7 @@ def parse_cluster(content: object, file: str, device: Callable[[str], HardwareSp
         limit = read.maybe(entry.memory_limit, f"{path}.memory_limit", "bytes")
         host = tuple(memory_tier(tier, f"{path}.host_memory.{tier.name}", read) for tier in entry.host_memory)
         nodes.append(ClusterNode(entry.name, spec.name, entry.count, link, limit, host))
-    intensity = read.maybe(document.grid_intensity, "grid_intensity", "gram_per_kwh", zero=True)
+    intensity = read.maybe(document.grid_intensity, "grid_intensity", "g_per_kwh", zero=True)
     inter_link = None if document.inter_link is None else link_of(document.inter_link, "inter_link", read)
     if inter_link is None and len(nodes) > 1:
         raise ConfigError("several nodes need a link between them", file=file, path="inter_link")

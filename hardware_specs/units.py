@@ -27,7 +27,6 @@ Dimension = Literal[
     "usd_per_kwh",
     "g_per_kwh",
     "nanometre",
-    "gram_per_kwh",
     "count",
     "ratio",
 ]
@@ -71,8 +70,6 @@ def _table() -> dict[str, Unit]:
         "g/kWh": Unit("g_per_kwh"),
         "year": Unit("second", 365.25 * 86400.0),
         "nm": Unit("nanometre"),
-        "g/kWh": Unit("gram_per_kwh"),
-        "kg/MWh": Unit("gram_per_kwh"),
         "count": Unit("count"),
         "ratio": Unit("ratio"),
     }

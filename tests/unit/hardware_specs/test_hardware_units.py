@@ -35,7 +35,6 @@ def _oracle(word: str) -> float:
         "usd_per_kwh": "usd/(kW*hour)",
         "g_per_kwh": "g/(kW*hour)",
         "nanometre": "nm",
-        "gram_per_kwh": "g/kWh",
     }[UNITS[word].dimension]
     return float(REGISTRY.Quantity(1.0, text).to(base).magnitude)
 
