@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FleetObjective = Literal["cost", "energy", "carbon", "load"]
+Part = Literal["both", "prefill", "decode"]
 FleetStatus = Literal["optimal", "feasible", "infeasible"]
 JOULES_PER_KWH = 3.6e6
 
@@ -75,18 +76,21 @@ class Use:
 
 @dataclass(frozen=True)
 class Route:
-    """A way to serve a demand.
+    """A way to serve a demand, or its prefill or decode where the two have pools of their own.
 
     Attributes:
-        uses: one entry, or one for the prefill and one for the decode pool.
-        attained_frac: per level of ``FleetProblem.levels`` the share of these requests that will meet it.
+        uses: what a request takes of replicas.
+        attained_frac: per level of ``FleetProblem.levels`` the share of these requests that will meet it;
+            None for levels that the other part decides.
         energy_j: beside static energy, per request.
+        part: each request that is prefilled on a "prefill" route is decoded on a "decode" route, any one.
     """
 
     demand: int
     uses: tuple[Use, ...]
-    attained_frac: tuple[float, ...] = ()
+    attained_frac: tuple[float | None, ...] = ()
     energy_j: float = 0.0
+    part: Part = "both"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Variables: nodes y[n] and replicas r[o] (integer), x[route] the share of a demand. Rows: every demand is
 served; every resource of every option carries at most its replicas; replicas fit on the nodes; the service
-levels hold; limits hold.
+levels hold; limits hold; what is prefilled apart is decoded.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from dse.capacity.fleet import Fleet, FleetObjective, FleetProblem, dynamic_w, totals
+from dse.capacity.fleet import (
+    Fleet,
+    FleetObjective,
+    FleetProblem,
+    NodeType,
+    Route,
+    dynamic_w,
+    totals,
+)
 from dse.errors import ConfigError
 
 OPTIMAL_GAP_FRAC = 1e-6
+MANY_OPTIONS = 40
 ROUND_UP = 1e-6  # solvers keep rows within 1e-7 or so; counts are read with this tolerance
 
 
@@ -38,8 +47,8 @@ class SolverOptions:
 
 
 @dataclass
-class _Program:
-    """The model under construction, with its variables."""
+class Program:
+    """The model under construction: its variables, and the rows whose prices tell what a replica is worth."""
 
     model: Any
     nodes: list[Any] = field(default_factory=list)
@@ -47,6 +56,10 @@ class _Program:
     routed: list[Any] = field(default_factory=list)
     factor: Any = None
     missed: list[Any] = field(default_factory=list)
+    served_rows: dict[int, Any] = field(default_factory=dict)
+    handed_rows: dict[int, Any] = field(default_factory=dict)
+    node_rows: dict[int, Any] = field(default_factory=dict)
+    level_rows: list[Any] = field(default_factory=list)
 
 
 def solve_fleet(
@@ -63,19 +76,29 @@ def solve_fleet(
     Raises:
         ConfigError: "load" without any limit.
     """
-    from ortools.math_opt.python import mathopt
-
     options = options or SolverOptions()
     endless = any(node.n_available is None for node in problem.nodes)
     if objective == "load" and endless and not problem.limits.parts():
         raise ConfigError("without a limit on nodes, power or money any load can be carried")
     began = time.monotonic()
-    served = {route.demand for route in problem.routes}
+    served = {route.demand for route in problem.routes if route.part != "decode"}
     unserved = [demand.name for index, demand in enumerate(problem.demands) if index not in served]
     if unserved:
         reason = f"no option serves {', '.join(unserved[:4])}" + (" ..." if len(unserved) > 4 else "")
         return _nothing(objective, reason, time.monotonic() - began)
-    program = _program(problem, objective, options)
+    if options.integer_nodes and len(problem.options) > MANY_OPTIONS and objective != "load":
+        from dse.capacity.narrowing import solve_large
+
+        return solve_large(problem, objective, options)
+    return solve_directly(problem, objective, options)
+
+
+def solve_directly(problem: FleetProblem, objective: FleetObjective, options: SolverOptions) -> Fleet:
+    """Return the best fleet by one integer program over all options."""
+    from ortools.math_opt.python import mathopt
+
+    began = time.monotonic()
+    program = build_program(problem, objective, options)
     parameters = mathopt.SolveParameters(
         time_limit=dt.timedelta(seconds=options.time_s),
         relative_gap_tolerance=options.gap_frac,
@@ -97,7 +120,7 @@ def least_missed(problem: FleetProblem, options: SolverOptions | None = None) ->
     from ortools.math_opt.python import mathopt
 
     options = options or SolverOptions(shortfall=True)
-    program = _program(problem, "cost", options)
+    program = build_program(problem, "cost", options)
     result = mathopt.solve(
         program.model,
         mathopt.SolverType.HIGHS,
@@ -113,10 +136,11 @@ def least_missed(problem: FleetProblem, options: SolverOptions | None = None) ->
     }
 
 
-def _program(problem: FleetProblem, objective: FleetObjective, options: SolverOptions) -> _Program:
+def build_program(problem: FleetProblem, objective: FleetObjective, options: SolverOptions) -> Program:
+    """Return the model of a problem, not yet solved."""
     from ortools.math_opt.python import mathopt
 
-    program = _Program(mathopt.Model(name="fleet"))
+    program = Program(mathopt.Model(name="fleet"))
     model, whole = program.model, options.integer_nodes
     for node in problem.nodes:
         most = math.inf if node.n_available is None else float(node.n_available)
@@ -144,23 +168,30 @@ def _program(problem: FleetProblem, objective: FleetObjective, options: SolverOp
     return program
 
 
-def _add_rows(problem: FleetProblem, program: _Program, unit: float) -> None:
+def _add_rows(problem: FleetProblem, program: Program, unit: float) -> None:
     """Serve every demand, within the replicas, on the nodes, at the levels; ``unit`` is a slice's share."""
     from ortools.math_opt.python import mathopt
 
     model = program.model
     served: dict[int, list[Any]] = defaultdict(list)
+    handed: dict[int, list[Any]] = defaultdict(list)
     carried: dict[tuple[int, int], list[Any]] = defaultdict(list)
     for route, share in zip(problem.routes, program.routed, strict=True):
-        served[route.demand].append(share)
+        if route.part != "decode":
+            served[route.demand].append(share)
+        if route.part != "both":
+            handed[route.demand].append(share if route.part == "prefill" else -share)
         rate = problem.demands[route.demand].rate_per_s
         for use in route.uses:
             for resource, taken in enumerate(use.shares):
                 if taken > 0:
                     carried[use.option, resource].append(taken * rate * unit * share)
-    for shares in served.values():
+    for demand, shares in served.items():
         total = mathopt.fast_sum(shares) * unit
-        model.add_linear_constraint(total == (1.0 if program.factor is None else program.factor))
+        row = total == (1.0 if program.factor is None else program.factor)
+        program.served_rows[demand] = model.add_linear_constraint(row)
+    for demand, passed_on in handed.items():
+        program.handed_rows[demand] = model.add_linear_constraint(mathopt.fast_sum(passed_on) == 0.0)
     for (option, _), terms in carried.items():
         model.add_linear_constraint(mathopt.fast_sum(terms) <= program.replicas[option])
     taken_nodes: dict[int, list[Any]] = defaultdict(list)
@@ -168,21 +199,20 @@ def _add_rows(problem: FleetProblem, program: _Program, unit: float) -> None:
         for node, share in problem.node_share(option):
             taken_nodes[node].append(share * program.replicas[option])
     for node, terms in taken_nodes.items():
-        model.add_linear_constraint(mathopt.fast_sum(terms) <= program.nodes[node])
+        program.node_rows[node] = model.add_linear_constraint(mathopt.fast_sum(terms) <= program.nodes[node])
     for index, level in enumerate(problem.levels):
         inside = set(level.demands)
         rate = sum(problem.demands[d].rate_per_s for d in inside)
         terms = [
-            (route.attained_frac[index] - level.min_frac)
-            * (problem.demands[route.demand].rate_per_s * unit / rate)
-            * share
+            (attained - level.min_frac) * (problem.demands[route.demand].rate_per_s * unit / rate) * share
             for route, share in zip(problem.routes, program.routed, strict=True)
-            if route.demand in inside
+            if route.demand in inside and (attained := route.attained_frac[index]) is not None
         ]
-        model.add_linear_constraint(mathopt.fast_sum(terms) + program.missed[index] >= 0.0)
+        row = mathopt.fast_sum(terms) + program.missed[index] >= 0.0
+        program.level_rows.append(model.add_linear_constraint(row))
 
 
-def _add_limits(problem: FleetProblem, program: _Program) -> None:
+def _add_limits(problem: FleetProblem, program: Program) -> None:
     from ortools.math_opt.python import mathopt
 
     for part, limit, _ in problem.limits.parts():
@@ -190,31 +220,36 @@ def _add_limits(problem: FleetProblem, program: _Program) -> None:
         program.model.add_linear_constraint(mathopt.fast_sum(terms) <= limit)
 
 
-def _objective(problem: FleetProblem, objective: FleetObjective, program: _Program, unit: float) -> Any:
+def _objective(problem: FleetProblem, objective: FleetObjective, program: Program, unit: float) -> Any:
     from ortools.math_opt.python import mathopt
-
-    def weight(node: int, power_w: float) -> float:
-        """What so many watts count on a node."""
-        if objective == "energy":
-            return power_w
-        known = problem.nodes[node]
-        return power_w / 1e3 * (known.carbon_g_per_kwh if objective == "carbon" else known.usd_per_kwh)
 
     terms = []
     for index, node in enumerate(problem.nodes):
-        cost = node.usd_per_h if objective == "cost" else weight(index, node.static_w)
+        cost = node.usd_per_h if objective == "cost" else _weight(node, objective, node.static_w)
         terms.append(cost * program.nodes[index])
     for route, share in zip(problem.routes, program.routed, strict=True):
-        cost = sum(weight(node, power_w) for node, power_w in dynamic_w(problem, route))
+        cost = serving_cost(problem, objective, route)
         if cost > 0:
             terms.append(cost * unit * share)
     return mathopt.fast_sum(terms)
 
 
+def serving_cost(problem: FleetProblem, objective: FleetObjective, route: Route) -> float:
+    """Return what serving a whole demand by a route adds to the objective, beside its nodes."""
+    return sum(_weight(problem.nodes[n], objective, power_w) for n, power_w in dynamic_w(problem, route))
+
+
+def _weight(node: NodeType, objective: FleetObjective, power_w: float) -> float:
+    """What so many watts count on a node."""
+    if objective == "energy":
+        return power_w
+    return power_w / 1e3 * (node.carbon_g_per_kwh if objective == "carbon" else node.usd_per_kwh)
+
+
 def _read(
     problem: FleetProblem,
     objective: FleetObjective,
-    program: _Program,
+    program: Program,
     result: Any,
     time_s: float,
     options: SolverOptions,

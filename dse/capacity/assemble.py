@@ -1,0 +1,234 @@
+"""From replicas, length buckets and prices to the fleet problem, and back to words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dse.capacity.analytic import OperatingPoint, Room, Serving, operating_points, serving
+from dse.capacity.buckets import Buckets
+from dse.capacity.fleet import (
+    Demand,
+    FleetProblem,
+    LevelRow,
+    Limits,
+    NodeType,
+    Option,
+    Route,
+    Use,
+)
+from dse.capacity.load import Floats, Load, ServiceLevel
+from dse.capacity.options import ReplicaOption
+from dse.errors import ConfigError
+from hardware_specs.catalogue import Catalogue
+
+GOODPUT = "goodput"
+UNLIMITED_TOKENS = 1e12  # of a model without a cache
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Replicas of one option at one operating point: what an option of the fleet problem means."""
+
+    option: ReplicaOption
+    point: OperatingPoint
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """The fleet problem with what it was made from.
+
+    Attributes:
+        groups: per option of the problem.
+        unserved: demand name -> why no option serves it.
+    """
+
+    problem: FleetProblem
+    groups: tuple[Group, ...]
+    buckets: Buckets
+    load: Load
+    catalogue: Catalogue
+    unserved: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Prices and limits that are not in the catalogue.
+
+    Attributes:
+        spot: whether machines are rented on the spot market where it has a price.
+        max_usd_per_h: budget.
+        price_factor: node name -> factor on its price.
+        derating: option name -> factor on what its requests take, from simulations that failed.
+        lost: node name -> machines of it that are gone.
+    """
+
+    spot: bool = False
+    max_usd_per_h: float | None = None
+    price_factor: Mapping[str, float] | None = None
+    derating: Mapping[str, float] | None = None
+    lost: Mapping[str, int] | None = None
+
+
+def levels_of(load: Load) -> list[tuple[int, ServiceLevel]]:
+    """Return (class, level) of all classes."""
+    return [(index, level) for index, entry in enumerate(load.classes) for level in entry.levels]
+
+
+def assemble(
+    catalogue: Catalogue,
+    options: Sequence[ReplicaOption],
+    load: Load,
+    buckets: Buckets,
+    terms: Terms = Terms(),
+    served: Mapping[str, Serving] | None = None,
+) -> Assembled:
+    """Return the problem of serving the buckets with the options.
+
+    Args:
+        catalogue: the machines; one without a price in the terms asked for has none on offer.
+        options: replicas on them.
+        load: for the classes and levels.
+        buckets: what to plan for.
+        terms: prices and limits.
+        served: of ``served_by``, to spare its computation: only lengths and shares count, not the rate.
+
+    Raises:
+        ConfigError: no machine has a price.
+    """
+    priced = served_by(options, buckets) if served is None else served
+    levels_asked = levels_of(load)
+    nodes = _nodes(catalogue, terms)
+    if all(node.n_available == 0 for node in nodes):
+        raise ConfigError("no machine of the catalogue has such a price", path=catalogue.name)
+    groups = _undominated(
+        [
+            Group(option, point)
+            for option in options
+            if option.name in priced
+            for point in operating_points(priced[option.name], buckets, levels_asked)
+        ],
+        catalogue,
+    )
+    names = buckets.names(load)
+    demands = tuple(
+        Demand(load.classes[c].name, name, float(share * buckets.rate_per_s))
+        for c, name, share in zip(buckets.class_index, names, buckets.share, strict=True)
+    )
+    levels, columns = _level_rows(load, buckets)
+    routes: list[Route] = []
+    for o, group in enumerate(groups):
+        factor = (terms.derating or {}).get(group.option.name, 1.0)
+        met = _with_goodput(group.point.attained_frac, load, buckets, columns)
+        for d in range(len(demands)):
+            uses = (Use(o, tuple(float(share) * factor for share in group.point.shares[d])),)
+            attained = tuple(float(value) for value in met[d])
+            routes.append(Route(d, uses, attained, float(group.point.energy_j[d])))
+    problem = FleetProblem(
+        nodes=nodes,
+        options=tuple(
+            Option(group.option.name, ((group.option.offer, group.option.n_devices),)) for group in groups
+        ),
+        demands=demands,
+        routes=tuple(routes),
+        levels=levels,
+        limits=Limits(terms.max_usd_per_h, catalogue.max_power_w, catalogue.max_rack_units),
+    )
+    unserved = dict.fromkeys(names, "no option holds its context") if not groups else {}
+    return Assembled(problem, groups, buckets, load, catalogue, unserved)
+
+
+def served_by(options: Sequence[ReplicaOption], buckets: Buckets) -> dict[str, Serving]:
+    """Price every option for the buckets, by name; options whose cache is too small are left out."""
+    found: dict[str, Serving] = {}
+    for option in options:
+        replica = option.replica
+        tokens = UNLIMITED_TOKENS if replica.kv_tokens is None else float(replica.kv_tokens)
+        priced = serving(replica.steps, Room(tokens, replica.batching.max_sequences), buckets)
+        if priced is not None:
+            found[option.name] = priced
+    return found
+
+
+def _nodes(catalogue: Catalogue, terms: Terms) -> tuple[NodeType, ...]:
+    nodes = []
+    for offer in catalogue.nodes:
+        price = catalogue.usd_per_h(offer, spot=terms.spot)
+        available = offer.n_available
+        if available is not None:
+            available = max(0, available - (terms.lost or {}).get(offer.name, 0))
+        nodes.append(
+            NodeType(
+                offer.name,
+                offer.n_devices,
+                0.0 if price is None else price * (terms.price_factor or {}).get(offer.name, 1.0),
+                0 if price is None else available,
+                static_w=offer.static_w or 0.0,
+                peak_w=offer.peak_w or 0.0,
+                rack_units=offer.rack_units or 0.0,
+                carbon_g_per_kwh=catalogue.carbon_g_per_kwh or 0.0,
+                usd_per_kwh=(catalogue.electricity_usd_per_kwh or 0.0) if offer.purchase is not None else 0.0,
+            )
+        )
+    return tuple(nodes)
+
+
+def _level_rows(load: Load, buckets: Buckets) -> tuple[tuple[LevelRow, ...], list[int | None]]:
+    """Return the rows of all levels and goodputs, and for each the class of a goodput or None."""
+    rows: list[LevelRow] = []
+    columns: list[int | None] = []
+    for index, level in levels_of(load):
+        mine = tuple(int(d) for d in np.flatnonzero(buckets.class_index == index))
+        rows.append(LevelRow(f"{load.classes[index].name} {level.name}", mine, level.percentile / 100.0))
+        columns.append(None)
+    for index, entry in enumerate(load.classes):
+        if entry.goodput_frac is not None:
+            mine = tuple(int(d) for d in np.flatnonzero(buckets.class_index == index))
+            rows.append(LevelRow(f"{entry.name} {GOODPUT}", mine, entry.goodput_frac))
+            columns.append(index)
+    return tuple(rows), columns
+
+
+def _with_goodput(attained: Floats, load: Load, buckets: Buckets, columns: Sequence[int | None]) -> Floats:
+    """Append a column per goodput: the product of the class's levels, as if they were independent."""
+    extra = []
+    for column in columns:
+        if column is not None:
+            mine = [k for k, (index, _) in enumerate(levels_of(load)) if index == column]
+            extra.append(np.where(buckets.class_index == column, attained[:, mine].prod(axis=1), 1.0))
+    return np.concatenate([attained, np.array(extra).T.reshape(len(attained), -1)], axis=1)
+
+
+def _undominated(groups: list[Group], catalogue: Catalogue) -> tuple[Group, ...]:
+    """Leave out groups that another on the same machines beats in every share, level and energy.
+
+    Compared per part of a machine, since replicas of unlike size hold it together.
+    """
+    rows = []
+    for group in groups:
+        offer = catalogue.nodes[group.option.offer]
+        parts = max(1, offer.n_devices // group.option.n_devices)
+        size = 1.0 / parts if group.option.n_devices <= offer.n_devices else group.option.n_devices
+        rows.append(
+            np.concatenate(
+                [
+                    (group.point.shares * size).ravel(),
+                    -group.point.attained_frac.ravel().round(4),
+                    group.point.energy_j,
+                ]
+            )
+        )
+    kept: list[int] = []
+    for i, row in enumerate(rows):
+        beaten = any(
+            j != i
+            and groups[j].option.offer == groups[i].option.offer
+            and (rows[j] <= row).all()
+            and ((rows[j] < row).any() or j < i)
+            for j in kept + list(range(i, len(rows)))
+        )
+        if not beaten:
+            kept.append(i)
+    return tuple(groups[i] for i in kept)
