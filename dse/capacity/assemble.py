@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dse.capacity.analytic import OperatingPoint, Room, Serving, operating_points, serving
+from dse.capacity.analytic import OperatingPoint, Serving, operating_points, serving
 from dse.capacity.buckets import Buckets
 from dse.capacity.fleet import (
     Demand,
@@ -25,7 +25,6 @@ from dse.errors import ConfigError
 from hardware_specs.catalogue import Catalogue
 
 GOODPUT = "goodput"
-UNLIMITED_TOKENS = 1e12  # of a model without a cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +143,7 @@ def served_by(options: Sequence[ReplicaOption], buckets: Buckets) -> dict[str, S
     """Price every option for the buckets, by name; options whose cache is too small are left out."""
     found: dict[str, Serving] = {}
     for option in options:
-        replica = option.replica
-        tokens = UNLIMITED_TOKENS if replica.kv_tokens is None else float(replica.kv_tokens)
-        priced = serving(replica.steps, Room(tokens, replica.batching.max_sequences), buckets)
+        priced = serving(option.steps, option.room, buckets)
         if priced is not None:
             found[option.name] = priced
     return found

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dse.capacity.analytic import Room, operating_points, serving
+from dse.capacity.analytic import operating_points, serving
 from dse.capacity.asked import Asked
-from dse.capacity.assemble import UNLIMITED_TOKENS, levels_of
+from dse.capacity.assemble import levels_of
 from dse.capacity.buckets import Buckets
 from dse.capacity.options import ReplicaOption
 
@@ -54,9 +54,7 @@ def _usd_per_thousand(asked: Asked, option: ReplicaOption, prompt: float, output
         1.0,
         asked.market.buckets.burstiness_cv2,
     )
-    replica = option.replica
-    tokens = UNLIMITED_TOKENS if replica.kv_tokens is None else float(replica.kv_tokens)
-    served = serving(replica.steps, Room(tokens, replica.batching.max_sequences), one)
+    served = serving(option.steps, option.room, one)
     if served is None:
         return None
     levels = [(index, level) for index, level in levels_of(asked.market.load) if index == 0]

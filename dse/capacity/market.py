@@ -69,7 +69,7 @@ class Market:
     served: Mapping[str, Serving] = field(repr=False)
     terms: Terms = field(default_factory=Terms)
     objective: FleetObjective = "cost"
-    solver: SolverOptions = SolverOptions(time_s=20.0, gap_frac=GAP_FRAC)
+    solver: SolverOptions = field(default_factory=lambda: SolverOptions(time_s=20.0, gap_frac=GAP_FRAC))
 
     @classmethod
     def of(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dse.capacity.analytic import Room
 from dse.capacity.replica import Batching, Replica, replica_from_plan
+from dse.capacity.step_times import TabulatedSteps
 from dse.errors import DseError
 from dse.evaluate.kernel_path import supports
 from dse.formats.precision import Precision
@@ -22,6 +24,7 @@ from hardware_specs.spec import RuntimeProfile
 
 MAX_PENALTY_SLACK = 1e-9
 REFERENCE_BITS = 16
+UNLIMITED_TOKENS = 1e12  # of a model without a cache
 DEFAULT_BATCHING = Batching()
 
 
@@ -58,6 +61,20 @@ class ReplicaOption:
     n_devices: int
     bits: Bits
     replica: Replica
+
+    @property
+    def steps(self) -> TabulatedSteps:
+        """Costs of iterations of any size."""
+        assert isinstance(self.replica.steps, TabulatedSteps)
+        return self.replica.steps
+
+    @property
+    def room(self) -> Room:
+        """What its cache and engine hold at once."""
+        tokens = self.replica.kv_tokens
+        return Room(
+            UNLIMITED_TOKENS if tokens is None else float(tokens), self.replica.batching.max_sequences
+        )
 
     @property
     def layout(self) -> str:

@@ -216,7 +216,7 @@ def price_sensitivity(asked: Asked) -> dict[str, Any]:
 
 
 def two_years(asked: Asked) -> dict[str, Any]:
-    """Return the cost of two years of growth: with a fleet for each quarter, and with the last one throughout."""
+    """Return the cost of two years of growth: with a fleet for each quarter, and with the last throughout."""
     planned, growth = asked.market.buckets.rate_per_s, 1.0 + asked.growth_per_year_frac
     quarters: list[dict[str, Any]] = []
     for quarter in range(QUARTERS):
