@@ -10,9 +10,9 @@ does worse by its own measure.
 - percentile: the extremes are the 0.5 % and 99.5 % quantiles of the group, for long rows.
 - act_clip: AWQ's (arXiv 2306.00978) ratios 1 - i/20, i = 0 ... 9, error d H_gg d^T with the second moments
   H_gg of the group's inputs: the squared output error of the group over the calibration tokens.
-- salience: SliM-LLM's (arXiv 2405.14917) factors 0.9 ... 1.1; errors^2.4 of salient elements (importance
-  more than two standard deviations above its mean) count ``SALIENT_WEIGHT`` times; with the published weight
-  of 1 the split changes nothing.
+- salience, salience_x2, _x4, _x8: SliM-LLM's (arXiv 2405.14917) factors 0.9 ... 1.1; errors^2.4 of salient
+  elements (importance more than two standard deviations above its mean) count 1, 2, 4 or 8 times. With the
+  published weight of 1 the split changes nothing.
 - importance: sum importance * (w - q)^2 over the ratios of "mse".
 """
 
@@ -36,7 +36,7 @@ MSE_EXPONENT = 2.4
 MSE_RATIOS = tuple(1 - 0.02 * i for i in range(41))
 CLIP_RATIOS = tuple(1 - i / 20 for i in range(10))
 SALIENCE_RATIOS = (1.0, *(1 + 0.002 * i for i in range(1, 51)), *(1 - 0.002 * i for i in range(1, 51)))
-SALIENT_WEIGHT = 1.0
+SALIENT_WEIGHTS = {"salience": 1.0, "salience_x2": 2.0, "salience_x4": 4.0, "salience_x8": 8.0}
 SALIENT_DEVIATIONS = 2.0
 PERCENTILE_FRAC = 0.005
 _FROM_EXTREMES = {"int", "minifloat", "mx", "nvfp4", "mxint"}
@@ -62,7 +62,7 @@ FITS: Registry[RangeFit] = Registry("range fit")
 """Range fits by name."""
 
 NEEDS_MOMENTS = frozenset({"act_clip"})
-NEEDS_IMPORTANCE = frozenset({"salience", "importance"})
+NEEDS_IMPORTANCE = frozenset({*SALIENT_WEIGHTS, "importance"})
 
 
 def fit_scales(
@@ -240,16 +240,26 @@ def _act_clip(
     return search(groups, fmt, tensor_scale, CLIP_RATIOS, error_of)
 
 
-@FITS.register("salience")
-def _salience(
-    groups: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None, context: GroupContext
-) -> Scales:
-    importance = context.importance
-    assert importance is not None
+def salient_weights(importance: Tensor, weight: float) -> Tensor:
+    """Return ``weight`` where importance is more than two standard deviations above its mean, else 1."""
     score = (importance - importance.mean()) / importance.std().clamp(min=1e-30)
-    weights = torch.where(score > SALIENT_DEVIATIONS, SALIENT_WEIGHT, 1.0)
+    return torch.where(score > SALIENT_DEVIATIONS, weight, 1.0)
 
-    def error_of(error: Tensor) -> Tensor:
-        return error.abs_().pow_(MSE_EXPONENT).mul_(weights).sum(-1, keepdim=True)
 
-    return search(groups, fmt, tensor_scale, SALIENCE_RATIOS, error_of)
+def _salience(weight: float) -> RangeFit:
+    """Return the fit in which errors of salient elements count ``weight`` times."""
+
+    def fit(groups: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None, context: GroupContext) -> Scales:
+        assert context.importance is not None
+        weights = salient_weights(context.importance, weight)
+
+        def error_of(error: Tensor) -> Tensor:
+            return error.abs_().pow_(MSE_EXPONENT).mul_(weights).sum(-1, keepdim=True)
+
+        return search(groups, fmt, tensor_scale, SALIENCE_RATIOS, error_of)
+
+    return fit
+
+
+for _name, _weight in SALIENT_WEIGHTS.items():
+    FITS.register(_name)(_salience(_weight))

@@ -9,7 +9,7 @@ from torch import Tensor
 from dse.errors import ConfigError
 from dse.formats.grammar import parse_format
 from dse.quantize import fake_quantize
-from dse.quantize.fit import FITS, NEEDS_IMPORTANCE, fitted_fake_quantize
+from dse.quantize.fit import FITS, NEEDS_IMPORTANCE, SALIENT_WEIGHTS, fitted_fake_quantize
 from dse.quantize.gptq import Band, gptq, inverse_factor, obs_saliency
 
 
@@ -159,7 +159,7 @@ def test_a_search_never_does_worse_by_its_own_measure(fit: str, name: str) -> No
     w, h = _problem(seed=5)
     w, h = w.float(), h.float()
     fmt = parse_format(name)
-    importance = w.abs() + 0.1
+    importance = w.abs() ** 3 + 0.1
     y = fitted_fake_quantize(w, fmt, fit, moments=h, importance=importance)
     plain = fake_quantize(w, fmt)
     size = fmt.group_size or w.shape[1]
@@ -167,7 +167,11 @@ def test_a_search_never_does_worse_by_its_own_measure(fit: str, name: str) -> No
         blocks = torch.block_diag(*(h[i : i + size, i : i + size] for i in range(0, 64, size)))
         assert _error(w, y, blocks.double()) <= _error(w, plain, blocks.double()) * (1 + 1e-6)
         return
-    weight = importance if fit == "importance" else 1.0
+    weight = importance if fit == "importance" else torch.tensor(1.0)
+    if fit in SALIENT_WEIGHTS:
+        is_salient = importance > importance.mean() + 2 * importance.std()
+        assert 0 < int(is_salient.sum()) < 0.1 * w.numel()
+        weight = torch.where(is_salient, SALIENT_WEIGHTS[fit], 1.0)
     power = 2 if fit == "importance" else 2.4
     measure = [float(((z - w).abs().double() ** power * weight).sum()) for z in (y, plain)]
     assert measure[0] <= measure[1] * (1 + 1e-6)
