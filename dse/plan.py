@@ -10,6 +10,7 @@ from dse.content import content_hash
 from dse.errors import ConfigError
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import Precision
+from dse.policy import RuntimePolicy
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Plan:
     decode_micro_batch: int
     granularity: str = "block"
     name: str = field(default="", compare=False)
+    runtime_policy: RuntimePolicy = field(default_factory=RuntimePolicy)
 
     def __post_init__(self) -> None:
         expected = 0
@@ -110,6 +112,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan document that ``dse plan --json`` and ``plan.json`` carry."""
+        policy = self.runtime_policy.to_json()
         return {
             "name": self.name,
             "model": self.model,
@@ -119,6 +122,7 @@ class Plan:
             "assignment": self.assignment.to_json(),
             "prefill_micro_batch": self.prefill_micro_batch,
             "decode_micro_batch": self.decode_micro_batch,
+            **({"runtime_policy": policy} if policy else {}),
         }
 
     @classmethod
@@ -156,4 +160,13 @@ class Plan:
             decode_micro_batch=document["decode_micro_batch"],
             granularity=document.get("granularity", "block"),
             name=document.get("name", ""),
+            runtime_policy=_policy_of(document),
         )
+
+
+def _policy_of(document: dict[str, Any]) -> RuntimePolicy:
+    try:
+        return RuntimePolicy.from_json(document.get("runtime_policy", {}))
+    except ConfigError as error:
+        path = "runtime_policy" if error.path is None else f"runtime_policy.{error.path}"
+        raise ConfigError(error.message, path=path, value=error.value, allowed=error.allowed) from None

@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 from dse.content import cache_dir
-from dse.emulate.corpus import Corpus, Split, TokenSample, load_corpus, sample_tokens, tokenize
+from dse.emulate.corpus import Corpus, Split, TokenSample, bos_token, load_corpus, sample_tokens, tokenize
 from dse.emulate.model import EmulatedModel
 from dse.errors import ConfigError
 from dse.evaluate.quality import QualityEvaluator
 from dse.graph.operator import OperatorGraph
 from dse.graph.source import ModelSource
 from dse.graph.units import Unit
+from dse.policy import RuntimePolicy
 from studies.schema import QualitySpec
 
 SENSITIVITY_DTYPE = "float32"  # bfloat16 has a noise floor above the effect of 8 bits
@@ -50,13 +51,15 @@ class Bench:
         Raises:
             ConfigError: the corpus cannot be read or is empty.
         """
-        path = None if quality.corpus is None else Path(quality.corpus).expanduser()
-        return cls(source, graph, units, quality, seed, load_corpus(path))
+        return cls(source, graph, units, quality, seed, load_corpus(quality.corpus))
 
-    def finalist_evaluator(self) -> QualityEvaluator:
+    def finalist_evaluator(
+        self, policy: RuntimePolicy | None = None, calibration: TokenSample | None = None
+    ) -> QualityEvaluator:
         """Return the evaluator of whole plans: the evaluation split, in the study's dtype."""
         sample = self._sample("evaluation", self.quality.tokens)
-        return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
+        cache = cache_dir() / "quality"
+        return QualityEvaluator(self._model, sample, cache=cache, policy=policy, calibration=calibration)
 
     def sensitivity_evaluator(self) -> QualityEvaluator:
         """Return the evaluator of single units: the calibration split in float32, blocks before reused.
@@ -79,7 +82,7 @@ class Bench:
         return self._sample("calibration", n_tokens)
 
     def _sample(self, split: Split, n_tokens: int) -> TokenSample:
-        """Draw whole sequences, at least one; one length for all keeps the splits apart."""
+        """Draw whole sequences, at least one."""
         length, limit = self.quality.sequence_length, self.graph.max_context
         if limit is not None and length > limit:
             raise ConfigError(
@@ -92,6 +95,7 @@ class Bench:
             sequence_length=length,
             seed=self.seed,
             split=split,
+            bos=bos_token(self._folder) if self.quality.bos else None,
         )
 
     @cached_property

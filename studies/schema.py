@@ -21,10 +21,9 @@ class QualitySpec:
     """How quality is measured.
 
     Attributes:
-        corpus: path of a text file, or None for the embedded corpus.
+        corpus: path of a text file, ``hf:`` and the name of a data set, or None for the embedded corpus.
         tokens: of a finalist; trial_tokens: of one trial; sensitivity_tokens: of one (unit, precision).
-        sequence_length: tokens per sequence, the same for all samples, which keeps calibration and evaluation
-            apart.
+        sequence_length: tokens per sequence; bos: whether each begins with that token.
         dtype: "bfloat16" or "float32".
         tolerance_frac: the recommended plan may lose at most this share of perplexity.
     """
@@ -34,6 +33,7 @@ class QualitySpec:
     sensitivity_tokens: int = 1024
     trial_tokens: int = 1024
     sequence_length: int = 512
+    bos: bool = False
     dtype: str = "bfloat16"
     tolerance_frac: float = 0.05
 
@@ -101,6 +101,7 @@ class _QualityFile(Closed):
     sensitivity_tokens: int = Field(default=1024, ge=2)
     trial_tokens: int = Field(default=1024, ge=2)
     sequence_length: int = Field(default=512, ge=2)
+    bos: bool = False
     dtype: str = Field(default="bfloat16", pattern="^(bfloat16|float32)$")
     tolerance_frac: float = Field(default=0.05, ge=0)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
-from dse.cli import options
-from dse.cli.output import emit_json, note, table
-
-if TYPE_CHECKING:
-    from dse.evaluate.quality import Quality
+from dse.cli import options, policy_options
+from dse.cli.output import emit_json, note
+from dse.cli.quality_output import show_quality
+from dse.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -35,9 +33,18 @@ def evaluate(
     calibration_tokens: int = typer.Option(
         8192, "--calibration-tokens", help="Tokens that quantizers and fits calibrate on."
     ),
+    static_activations: bool = policy_options.STATIC,
+    at: list[str] = policy_options.AT,
+    kv_window: int = policy_options.WINDOW,
+    kv_sinks: int = policy_options.SINKS,
+    keys_per_channel: int = policy_options.KEYS,
+    queries: str | None = policy_options.QUERIES,
+    probabilities: str | None = policy_options.PROBABILITIES,
+    softmax_bits: int | None = policy_options.SOFTMAX,
     corpus: str | None = options.CORPUS,
     tokens: int = options.TOKENS,
     sequence_length: int = options.SEQUENCE,
+    bos: bool = options.BOS,
     dtype: str = options.DTYPE,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
@@ -48,70 +55,55 @@ def evaluate(
     from dse.graph.units import units_of
     from dse.plan import Assignment
     from studies.catalogue import resolve_model
+    from studies.recipes import Recipe
     from studies.schema import QualitySpec
     from studies.weights import with_weights
 
     parsed = None if plan is None else options.read_plan(plan)
     uniform = options.precision_of(weights, activations, kv)
+    policy = policy_options.policy_of(
+        static_activations=static_activations,
+        at=at,
+        window=kv_window,
+        sinks=kv_sinks,
+        key_group=keys_per_channel,
+        queries=queries,
+        probabilities=probabilities,
+        softmax_bits=softmax_bits,
+    )
+    if parsed is not None and not parsed.runtime_policy.is_default:
+        if not policy.is_default:
+            raise ConfigError("the plan has a runtime policy of its own; leave those options out")
+        policy = parsed.runtime_policy
     options.check_sizes(tokens=tokens, sequence_length=sequence_length)
-    quality = QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, dtype=dtype)
+    quality = QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, bos=bos, dtype=dtype)
+    recipe = Recipe(
+        name="flags",
+        precision=uniform,
+        weights={"transform": transform, "quantizer": quantizer, "fit": fit},
+        policy=policy,
+        calibration_tokens=calibration_tokens,
+    )
+
+    from studies.quantizing import quantize, weight_recipe
+
+    weight_recipe(recipe, seed)
     source = with_weights(resolve_model(model), note)
     graph = load_graph(source)
     units = units_of(graph, "block") if parsed is None else options.units_of_plan(parsed, graph)
     names = tuple(unit.name for unit in units)
     assignment = Assignment.uniform(names, uniform) if parsed is None else parsed.assignment
 
-    from dse.emulate.compensate import WeightRecipe, apply_recipe
-    from dse.evaluate.effective_bits import effective_bits
     from studies.measuring import Bench
 
-    recipe = WeightRecipe(transform=transform, quantizer=quantizer, fit=fit, seed=seed)
-    bench = Bench.of(source, graph, units, quality, seed)
-    evaluator = bench.finalist_evaluator()
     with ConsoleProgress() as progress:
-        if not recipe.is_plain:
-            progress.step(f"quantizing the weights ({transform}, {quantizer}, {fit})")
-            formats = evaluator.model.formats_of(assignment)
-            calibration = bench.calibration_sample(calibration_tokens)
-            apply_recipe(evaluator.model, formats, recipe, calibration, progress.advance)
-        progress.step("measuring full precision")
-        baseline = evaluator.reference(progress.advance)
-        progress.step("measuring the quantized model")
-        measured = evaluator.evaluate(assignment, progress.advance)
-    whole, linear = effective_bits(graph, assignment, units)
-    document = {
-        "model": model,
-        **_numbers(measured),
-        "baseline": _numbers(baseline),
-        "effective_bits": whole,
-        "linear_effective_bits": linear,
-        "n_tokens": measured.n_tokens,
-        "sequence_length": measured.sequence_length,
-        "corpus": evaluator.sample.corpus,
-        "dtype": dtype,
-        "quantizer": quantizer,
-        "fit": fit,
-        "transform": transform,
-        "time_s": measured.time_s,
-        "note": source.note,
-    }
+        result = quantize(Bench.of(source, graph, units, quality, seed), recipe, assignment, progress)
     if as_json:
-        emit_json(document)
+        document = {"model": model, **result.to_json(), "note": source.note}
+        document.pop("recipe")
+        emit_json(
+            document
+            | {"quantizer": quantizer, "fit": fit, "transform": transform, "runtime": policy.to_json()}
+        )
         return
-    rows = [("full precision", "16.00", *_texts(baseline)), ("quantized", f"{linear:.2f}", *_texts(measured))]
-    title = f"{model} on {evaluator.sample.corpus}: {measured.n_tokens} tokens, measured"
-    table(title, ("", "linear bits", "perplexity", "KL nats", "top-1 agreement"), rows)
-    if source.note:
-        typer.echo(f"note: {source.note}")
-
-
-def _numbers(quality: Quality) -> dict[str, float]:
-    return {
-        "perplexity": quality.perplexity,
-        "kl_nats": quality.kl_nats,
-        "top1_agreement_frac": quality.top1_agreement_frac,
-    }
-
-
-def _texts(quality: Quality) -> tuple[str, str, str]:
-    return f"{quality.perplexity:.3f}", f"{quality.kl_nats:.5f}", f"{quality.top1_agreement_frac:.2%}"
+    show_quality(model, result, source.note)

@@ -33,7 +33,14 @@ PRECISIONS = typer.Option(
     "--precisions",
     help="Comma-separated choices; each is WEIGHTS or WEIGHTS/ACTIVATIONS/KV.",
 )
-CORPUS = typer.Option(None, "--corpus", help="Text file; without it the embedded corpus is used.")
+CORPUS = typer.Option(
+    None,
+    "--corpus",
+    help="Text file, or hf:OWNER/NAME[:CONFIG[:SPLIT]]; without it the embedded corpus is used.",
+)
+BOS = typer.Option(
+    False, "--bos", help="Begin every sequence with the tokenizer's beginning-of-sequence token."
+)
 DTYPE = typer.Option("bfloat16", "--dtype", help="bfloat16 or float32, of the emulated forward passes.")
 TOKENS = typer.Option(8192, "--tokens", help="Evaluation tokens.")
 SEQUENCE = typer.Option(512, "--sequence-length", help="Tokens per sequence.")

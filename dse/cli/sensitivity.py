@@ -41,6 +41,7 @@ def sensitivity(
     corpus: str | None = options.CORPUS,
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens."),
     sequence_length: int = options.SEQUENCE,
+    bos: bool = options.BOS,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
@@ -56,7 +57,7 @@ def sensitivity(
     choices = options.precisions_of(precisions)
     ties = load_runtime(runtime).ties
     options.check_sizes(tokens=tokens, sequence_length=sequence_length)
-    quality = QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length)
+    quality = QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length, bos=bos)
     source = with_weights(resolve_model(model), note)
     graph = load_graph(source)
     every = units_of(graph, granularity, ties)

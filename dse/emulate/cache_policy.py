@@ -1,40 +1,21 @@
-"""Which positions of a cache are quantized, how, and in what precision attention is computed.
-
-- keys per channel: a scale for ``key_group`` neighbouring tokens of each channel (KIVI, arXiv 2402.02750),
-  because outliers of keys sit in channels; values keep their scales per token.
-- window: the newest positions that a query sees are read in full precision; sinks: so are the first ones.
-- queries, probabilities: formats of the two operands of attention products that are not cached.
-- softmax_bits: probabilities as powers of two, 2^-clamp(rnd(-log2 p), 0, 2^b - 1) (FQ-ViT, arXiv 2111.13824).
-"""
+"""Attention over a cache of which some positions are quantized; see ``dse.policy.CachePolicy``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dse.formats.precision import NumberFormat
+from dse.policy import CachePolicy
 from dse.quantize.fake import fake_quantize
 
 if TYPE_CHECKING:
     from dse.emulate.model import EmulatedModel
-
-
-@dataclass(frozen=True)
-class CachePolicy:
-    """See the module. The defaults quantize every position per token and attend in full precision."""
-
-    keys_per_channel: bool = False
-    key_group: int = 32
-    window: int = 0
-    sinks: int = 0
-    queries: NumberFormat | None = None
-    probabilities: NumberFormat | None = None
-    softmax_bits: int | None = None
 
 
 def attend(

@@ -6,8 +6,7 @@ applied.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,89 +14,103 @@ from torch import Tensor
 from dse.emulate.calibrate import InputStatistics, Progress, walk_blocks
 from dse.emulate.corpus import TokenSample
 from dse.emulate.model import EmulatedModel, TensorFormats
+from dse.emulate.one_weight import Compressed, OneWeight, compress
 from dse.emulate.scaling import scale_channels
 from dse.emulate.transforms import quarot
 from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat
-from dse.quantize.fit import FITS, NEEDS_IMPORTANCE, NEEDS_MOMENTS, fitted_fake_quantize
-from dse.quantize.gptq import DAMPING_FRAC, Order, gptq, obs_saliency
 
-Quantizer = Literal["rtn", "gptq"]
-QUANTIZER_NAMES: tuple[Quantizer, ...] = ("rtn", "gptq")
 TRANSFORM_NAMES = ("none", "awq", "smooth", "rotate", "quarot")
 SMOOTH_ALPHA = 0.5  # SmoothQuant's default, arXiv 2211.10438
 
 
 @dataclass(frozen=True)
-class WeightRecipe:
-    """How weights are quantized.
+class WeightRecipe(OneWeight):
+    """How the weights of a model are quantized.
 
     Attributes:
         transform: "none", "awq", "smooth", "rotate" (offline rotation of the residual stream) or "quarot".
-        quantizer: "rtn" or "gptq"; fit: range fit; order, damping_frac: of GPTQ.
+        alpha: of SmoothQuant.
         seed: of random rotations.
     """
 
     transform: str = "none"
-    quantizer: str = "rtn"
-    fit: str = "minmax"
-    order: Order = "natural"
-    damping_frac: float = DAMPING_FRAC
+    alpha: float = SMOOTH_ALPHA
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.quantizer not in QUANTIZER_NAMES:
-            raise ConfigError(
-                f"unknown quantizer '{self.quantizer}'", value=self.quantizer, allowed=QUANTIZER_NAMES
-            )
+        super().__post_init__()
         if self.transform not in TRANSFORM_NAMES:
             raise ConfigError(
                 f"unknown transform '{self.transform}'", value=self.transform, allowed=TRANSFORM_NAMES
             )
-        FITS.get(self.fit)
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"must be between 0 and 1, but is {self.alpha}", path="alpha")
 
     @property
     def is_plain(self) -> bool:
         """Whether this is round to nearest with min-max scales, which needs no preparation."""
-        return self.transform == "none" and self.quantizer == "rtn" and self.fit == "minmax"
+        return self.transform == "none" and super().is_plain
 
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration tokens are used."""
-        scaled = self.transform in ("awq", "smooth")
-        return scaled or self.quantizer == "gptq" or self.fit in NEEDS_MOMENTS | NEEDS_IMPORTANCE
+        return self.transform in ("awq", "smooth") or self.weights_need_calibration
+
+
+@dataclass(frozen=True)
+class PreparedWeights:
+    """Values by (path, format name), and by path what is stored beside and which inputs stay exact."""
+
+    values: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    extra_bits: dict[str, int] = field(default_factory=dict)
+    exact_columns: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def add(self, path: str, fmt: NumberFormat, made: Compressed, value: Tensor) -> None:
+        """Take in one weight; ``value`` is in the module's layout and dtype."""
+        self.values[path, fmt.name] = value
+        if made.extra_bits:
+            self.extra_bits[path] = made.extra_bits
+        if made.exact_columns:
+            self.exact_columns[path] = made.exact_columns
 
 
 def apply_recipe(
     model: EmulatedModel,
     formats: TensorFormats,
     recipe: WeightRecipe,
-    sample: TokenSample,
+    sample: TokenSample | None,
     progress: Progress | None = None,
-) -> None:
+) -> PreparedWeights:
     """Transform the model and prepare its quantized weights.
 
     Args:
         model: changed in place where the recipe has a transform.
         formats: of the weights (activation and cache formats are left to ``EmulatedModel.applied``).
-        recipe: what to do; sample: calibration tokens.
+        recipe: what to do; sample: calibration tokens, None where the recipe needs none.
         progress: called with (blocks done, blocks in all) of the last walk.
+
+    Returns:
+        What was prepared; empty for a plain recipe, whose weights the model rounds when they are applied.
 
     Raises:
         ConfigError: a format or an architecture that a step of the recipe cannot take.
     """
     if recipe.is_plain:
-        return
-    ids = torch.from_numpy(sample.ids).long()
+        return PreparedWeights()
+    if sample is None and recipe.needs_calibration:
+        raise ConfigError("this recipe needs calibration tokens")
+    ids = torch.zeros(0, 1) if sample is None else torch.from_numpy(sample.ids).long()
     if recipe.transform in ("awq", "smooth"):
         fmt_of = dict(formats.weights)
-        alpha = SMOOTH_ALPHA if recipe.transform == "smooth" else None
+        alpha = recipe.alpha if recipe.transform == "smooth" else None
         scale_channels(model, fmt_of, paths_by_block(model, fmt_of), ids, smooth_alpha=alpha)
     elif recipe.transform in ("rotate", "quarot"):
         quarot(model, recipe.seed, online=recipe.transform == "quarot")
-    weights = quantized_weights(model, formats, recipe, ids, progress)
-    calibration = sample.hash if recipe.needs_calibration else None
-    model.prepare(weights, ["recipe", asdict(recipe), calibration])
+    prepared = quantized_weights(model, formats, recipe, ids, progress)
+    calibration = sample.hash if sample is not None and recipe.needs_calibration else None
+    model.prepare(prepared.values, ["recipe", asdict(recipe), calibration], prepared.exact_columns)
+    return prepared
 
 
 def quantized_weights(
@@ -106,48 +119,40 @@ def quantized_weights(
     recipe: WeightRecipe,
     ids: Tensor,
     progress: Progress | None = None,
-) -> dict[tuple[str, str], Tensor]:
-    """Return {(path, format name): values in the module's layout and dtype}, without any transform."""
-    made: dict[tuple[str, str], Tensor] = {}
+) -> PreparedWeights:
+    """Return the weights of all linears in ``formats``, without any transform."""
+    prepared = PreparedWeights()
     fmt_of = dict(formats.weights)
 
     def quantize(_: int, statistics: dict[str, InputStatistics]) -> dict[str, Tensor]:
-        replaced = {}
-        for path, entry in statistics.items():
-            linear, inputs_first = model.linear(path)
-            weight = linear.weight.t() if inputs_first else linear.weight
-            value = quantize_one(weight.detach().float(), fmt_of[path], recipe, entry)
-            value = (value.t() if inputs_first else value).to(linear.weight.dtype).contiguous()
-            made[path, fmt_of[path].name] = replaced[path] = value
-        return replaced
+        return {
+            path: quantize_linear(model, path, fmt_of[path], recipe, entry, prepared)
+            for path, entry in statistics.items()
+        }
 
-    if recipe.quantizer == "rtn" and not recipe.needs_calibration:
+    if not recipe.weights_need_calibration:
         for path, fmt in formats.weights:
-            linear, inputs_first = model.linear(path)
-            weight = linear.weight.t() if inputs_first else linear.weight
-            value = fitted_fake_quantize(weight.detach().float(), fmt, recipe.fit)
-            made[path, fmt.name] = (value.t() if inputs_first else value).to(linear.weight.dtype).contiguous()
-        return made
+            quantize_linear(model, path, fmt, recipe, None, prepared)
+        return prepared
     walk_blocks(model, paths_by_block(model, fmt_of), ids, quantize, progress)
-    return made
+    return prepared
 
 
-def quantize_one(weight: Tensor, fmt: NumberFormat, recipe: WeightRecipe, inputs: InputStatistics) -> Tensor:
-    """Return the values (R, C) of one weight under a recipe's quantizer and fit."""
-    hessian = inputs.hessian
-    importance = obs_saliency(weight, hessian) if recipe.fit in NEEDS_IMPORTANCE else None
-    if recipe.quantizer == "rtn":
-        moments = hessian if recipe.fit in NEEDS_MOMENTS else None
-        return fitted_fake_quantize(weight, fmt, recipe.fit, moments=moments, importance=importance)
-    return gptq(
-        weight,
-        hessian,
-        fmt,
-        fit=recipe.fit,
-        order=recipe.order,
-        damping_frac=recipe.damping_frac,
-        importance=importance,
-    ).weight
+def quantize_linear(
+    model: EmulatedModel,
+    path: str,
+    fmt: NumberFormat,
+    recipe: OneWeight,
+    inputs: InputStatistics | None,
+    prepared: PreparedWeights,
+) -> Tensor:
+    """Quantize the weight of one linear, note it in ``prepared`` and return it in the module's layout."""
+    linear, inputs_first = model.linear(path)
+    weight = linear.weight.t() if inputs_first else linear.weight
+    made = compress(weight.detach().float(), fmt, recipe, inputs)
+    value = (made.weight.t() if inputs_first else made.weight).to(linear.weight.dtype).contiguous()
+    prepared.add(path, fmt, made, value)
+    return value
 
 
 def paths_by_block(model: EmulatedModel, wanted: dict[str, NumberFormat]) -> list[list[str]]:

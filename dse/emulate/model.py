@@ -97,6 +97,7 @@ class EmulatedModel:
         self._unit_of = {unit.name: unit for unit in units}
         self._applied = False
         self._n_forwards = 0
+        self._rounded_columns: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -147,16 +148,27 @@ class EmulatedModel:
         """
         self.hash = content_hash([self.hash, change])
         self.store.clear()
+        self._rounded_columns.clear()
 
-    def prepare(self, weights: Mapping[tuple[str, str], Tensor], change: object) -> None:
+    def prepare(
+        self,
+        weights: Mapping[tuple[str, str], Tensor],
+        change: object,
+        exact_columns: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         """Use these values, instead of rounding to nearest, for (path of a linear, format name).
 
         Args:
             weights: values in the layout of each module's weight; kept until the weights change.
             change: JSON-ready description of how they were made, part of the hash from now on.
+            exact_columns: by path, inputs of a linear that are never quantized.
         """
         self.hash = content_hash([self.hash, change])
         self.store.pin(weights)
+        for path, columns in (exact_columns or {}).items():
+            rounded = torch.ones(self._n_inputs(path), dtype=torch.bool)
+            rounded[list(columns)] = False
+            self._rounded_columns[path] = rounded
 
     def formats_of(self, assignment: Assignment) -> TensorFormats:
         """Return what an assignment means for the modules; units that it leaves out stay in full precision.
@@ -247,7 +259,7 @@ class EmulatedModel:
                 for path, fmt in formats.weights:
                     self._swap_weight(path, fmt, undo)
                 for path, fmt in formats.activations:
-                    hook = partial(_round_input, fmt)
+                    hook = partial(_round_input, fmt, self._rounded_columns.get(path))
                     undo.callback(self.linear(path)[0].register_forward_pre_hook(hook).remove)
                 caches = [self._set_cache(path, fmt, undo) for path, fmt in formats.kv]
                 yield
@@ -286,6 +298,10 @@ class EmulatedModel:
         undo.callback(setattr, linear, "weight", original)
         linear.weight = rounded
 
+    def _n_inputs(self, path: str) -> int:
+        linear, inputs_first = self.linear(path)
+        return linear.weight.shape[0 if inputs_first else 1]
+
     def _set_cache(self, path: str, fmt: NumberFormat, undo: ExitStack) -> CacheFormat:
         module = self.module.get_submodule(path)
         cache = CacheFormat()
@@ -309,9 +325,18 @@ class EmulatedModel:
         raise ConfigError(f"{self.folder.name} has no attention module for '{prefix}.{op}'")
 
 
-def _round_input(fmt: NumberFormat, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Round the first argument (..., channels) of a linear, with scales from the values at hand (dynamic)."""
-    return (fake_quantize(args[0], fmt), *args[1:])
+def _round_input(
+    fmt: NumberFormat, columns: Tensor | None, _: nn.Module, args: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Round the first argument (..., channels) of a linear, with scales from the values at hand (dynamic).
+
+    ``columns`` (channels,) says which are rounded, packed together; None for all.
+    """
+    if columns is None:
+        return (fake_quantize(args[0], fmt), *args[1:])
+    x = args[0].clone()
+    x[..., columns] = fake_quantize(x[..., columns], fmt)
+    return (x, *args[1:])
 
 
 def _replay(output: object, *_: object, **__: object) -> object:

@@ -34,8 +34,7 @@ def applied_by_position(model: EmulatedModel, phases: Sequence[Phase]) -> Iterat
 
     Raises:
         ConfigError: the first phase does not start at 0, or starts do not rise; cache formats, which belong
-        to
-            the cache as a whole.
+            to the cache as a whole.
     """
     starts = [phase.start for phase in phases]
     if not starts or starts[0] != 0 or sorted(set(starts)) != starts:

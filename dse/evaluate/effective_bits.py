@@ -14,12 +14,13 @@ KEPT = parse_format("bf16")
 
 
 def effective_bits(
-    graph: OperatorGraph, assignment: Assignment, units: Sequence[Unit]
+    graph: OperatorGraph, assignment: Assignment, units: Sequence[Unit], extra_bits: int = 0
 ) -> tuple[float, float]:
     """Return (whole model, linears of the blocks only) in bits per parameter.
 
     The whole model counts every parameter once: embedding, output head (not again where tied), norms and
-    biases at 16 bits. The two differ much where a small model has a large embedding.
+    biases at 16 bits. The two differ much where a small model has a large embedding. ``extra_bits`` in all
+    are stored beside the formats (outliers, low-rank corrections).
     """
     linears: list[StoredMatrix] = []
     n_quantizable = 0
@@ -33,4 +34,4 @@ def effective_bits(
             n_quantizable += shape[0] * shape[1]
     others = [StoredMatrix(KEPT, 1, graph.parameters - n_quantizable)]
     bits = model_effective_bits(linears, others if graph.parameters > n_quantizable else [])
-    return bits.whole_model, bits.linear
+    return bits.whole_model + extra_bits / graph.parameters, bits.linear + extra_bits / n_quantizable

@@ -23,9 +23,12 @@ import torch
 from dse.content import canonical_json, content_hash, write_atomic
 from dse.emulate.corpus import TokenSample
 from dse.emulate.model import DTYPES, EmulatedModel, TensorFormats
+from dse.emulate.runtime import applied_with, calibrated_ranges
+from dse.emulate.static_activations import Ranges
 from dse.errors import ConfigError
 from dse.evaluate.quality_scores import ReferenceScores, TokenScores, compare, reference_scores
 from dse.plan import Assignment
+from dse.policy import RuntimePolicy
 
 PROTOCOL = 1
 BATCH_TOKENS = 1024
@@ -82,6 +85,8 @@ class QualityEvaluator:
         cache: Path | None = None,
         keep_prefix: bool = False,
         batch_tokens: int = BATCH_TOKENS,
+        policy: RuntimePolicy | None = None,
+        calibration: TokenSample | None = None,
     ) -> None:
         """Prepare; nothing is computed yet.
 
@@ -90,16 +95,23 @@ class QualityEvaluator:
             cache: folder of finished evaluations, None to keep none.
             keep_prefix: reuse the unchanged blocks' outputs.
             batch_tokens: tokens of one forward pass (at least one sequence).
+            policy: how quantized models run; the reference has none.
+            calibration: tokens for static activation ranges, where the policy has them.
         """
         self.model = model
         self.sample = sample
         self.cache = cache
         self.keep_prefix = keep_prefix
+        self.policy = policy or RuntimePolicy()
+        self.calibration = calibration
+        self._ranges: Ranges | None = None
+        self._reference_hash = model.hash
         self._n_sequences = max(1, batch_tokens // sample.sequence_length)
         self._batches: list[_ReferenceBatch] | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what every number from here depends on besides the assignment; part of cache keys."""
+        changed = self.model.hash != self._reference_hash
         return {
             "protocol": PROTOCOL,
             "checkpoint": self.model.hash,
@@ -112,11 +124,17 @@ class QualityEvaluator:
             "dtype": self.model.dtype,
             "n_threads": self.model.n_threads,
             "torch": torch.__version__,
+            **({"bos": self.sample.bos} if self.sample.bos is not None else {}),
+            **({"reference": self._reference_hash} if changed and self._batches is not None else {}),
         }
 
     def reference(self, progress: Progress | None = None) -> Quality:
         """Return the quality of the unquantized model: its perplexity, KL 0, agreement 1."""
-        return self.evaluate_formats(TensorFormats(), progress)
+        return self._known_or(TensorFormats(), RuntimePolicy(), progress)
+
+    def hold_reference(self) -> None:
+        """Run the full-precision model now, so that a later change of the model is compared with it."""
+        self._reference_batches()
 
     def evaluate(self, assignment: Assignment, progress: Progress | None = None) -> Quality:
         """Return the quality of an assignment, from the cache where it is known.
@@ -132,37 +150,48 @@ class QualityEvaluator:
 
     def evaluate_formats(self, formats: TensorFormats, progress: Progress | None = None) -> Quality:
         """Like ``evaluate``, for expanded formats."""
-        place = self._place(formats)
+        return self._known_or(formats, self.policy, progress)
+
+    def _known_or(self, formats: TensorFormats, policy: RuntimePolicy, progress: Progress | None) -> Quality:
+        place = self._place(formats, policy)
         if place is not None and place.is_file():
             return Quality(**json.loads(place.read_text(encoding="utf-8")))
-        quality = self.measure(formats, progress)
+        quality = self._measure(formats, policy, progress)
         if place is not None:
             write_atomic(place, canonical_json(quality.to_json()))
         return quality
 
     def measure(self, formats: TensorFormats, progress: Progress | None = None) -> Quality:
         """Return the quality from a forward pass, without looking at the cache."""
+        return self._measure(formats, self.policy, progress)
+
+    def _measure(self, formats: TensorFormats, policy: RuntimePolicy, progress: Progress | None) -> Quality:
         batches = self._reference_batches()
+        if formats.is_reference and policy.is_default:
+            return self._quality([_of_reference(batch.scores) for batch in batches], 0.0)
+        ranges = self._ranges_for(policy)
+        first = 0 if not policy.is_default else formats.first_layer or 0
         start_s = time.perf_counter()
         scores: list[TokenScores] = []
-        with self.model.applied(formats):
+        with applied_with(self.model, formats, policy, ranges):
             for batch in batches:
-                scores.append(self._score(batch, formats))
+                scores.append(self._score(batch, first))
                 if progress is not None:
                     progress(sum(len(part.kl) for part in scores), self.sample.n_tokens)
         return self._quality(scores, time.perf_counter() - start_s)
 
-    def _score(self, batch: _ReferenceBatch, formats: TensorFormats) -> TokenScores:
+    def _score(self, batch: _ReferenceBatch, first_layer: int) -> TokenScores:
         """Run one batch, from the first block that differs on where the blocks before are known."""
-        if formats.is_reference:
-            reference = batch.scores
-            return TokenScores(
-                torch.zeros_like(reference.self_term),
-                torch.ones_like(reference.top1, dtype=torch.bool),
-                reference.nll,
-            )
-        with torch.inference_mode(), self.model.replayed(batch.prefix[: formats.first_layer or 0]):
+        with torch.inference_mode(), self.model.replayed(batch.prefix[:first_layer]):
             return compare(self.model.logits(batch.ids), batch.ids, batch.scores)
+
+    def _ranges_for(self, policy: RuntimePolicy) -> Ranges | None:
+        """Return ranges of static activations, measured once on the full-precision model."""
+        if policy.static_activations and self._ranges is None:
+            if self.calibration is None:
+                raise ConfigError("static activation ranges need calibration tokens")
+            self._ranges = calibrated_ranges(self.model, torch.from_numpy(self.calibration.ids).long())
+        return self._ranges
 
     def _reference_batches(self) -> list[_ReferenceBatch]:
         if self._batches is None:
@@ -192,7 +221,17 @@ class QualityEvaluator:
             time_s=time_s,
         )
 
-    def _place(self, formats: TensorFormats) -> Path | None:
+    def _place(self, formats: TensorFormats, policy: RuntimePolicy) -> Path | None:
         if self.cache is None:
             return None
-        return self.cache / f"{content_hash([self.identity(), formats.to_json()])}.json"
+        key: list[Any] = [self.identity(), formats.to_json()]
+        if not policy.is_default:
+            used = self.calibration if policy.static_activations else None
+            key.append([policy.to_json(), None if used is None else used.hash])
+        return self.cache / f"{content_hash(key)}.json"
+
+
+def _of_reference(scores: ReferenceScores) -> TokenScores:
+    """Return the scores of the full-precision model against itself."""
+    agrees = torch.ones_like(scores.top1, dtype=torch.bool)
+    return TokenScores(torch.zeros_like(scores.self_term), agrees, scores.nll)

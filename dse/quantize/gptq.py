@@ -24,6 +24,7 @@ from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat
 from dse.quantize.fake import quantize_codes
 from dse.quantize.fit import GroupContext, fit_scales
+from dse.quantize.half import half_value
 from dse.quantize.layout import needs_layout
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
@@ -112,6 +113,7 @@ def gptq(
     damping_frac: float = DAMPING_FRAC,
     keep: Sequence[int] = (),
     importance: Tensor | None = None,
+    exact: Tensor | None = None,
 ) -> GptqResult:
     """Quantize one weight.
 
@@ -128,6 +130,8 @@ def gptq(
         damping_frac: see ``inverse_factor``.
         keep: columns that stay in full precision; they come last and take in the errors of all others.
         importance: (R, C) for the fits that need it.
+        exact: (R, C) bool, elements that are kept as float16 where they are (SpQR, PB-LLM); scales see 0
+            there.
 
     Raises:
         ConfigError: bands that do not cover the columns, or a format whose scales cross rows.
@@ -147,7 +151,12 @@ def gptq(
     permutation = torch.cat([rest[turn], kept])
     upper, _ = inverse_factor(h[permutation][:, permutation], damping_frac)
     job = _Job(
-        w[:, rest], h[rest][:, rest], segments, fit, None if importance is None else importance[:, rest]
+        w[:, rest],
+        h[rest][:, rest],
+        segments,
+        fit,
+        None if importance is None else importance[:, rest],
+        None if exact is None else exact[:, rest],
     )
     static = [job.scales(segment) for segment in segments] if order != "natural" or job.is_static else None
     with one_thread():
@@ -172,10 +181,17 @@ class _Job:
     """The quantized columns in natural order, and how scales are fitted to them."""
 
     def __init__(
-        self, weight: Tensor, moments: Tensor, segments: list[_Segment], fit: str, importance: Tensor | None
+        self,
+        weight: Tensor,
+        moments: Tensor,
+        segments: list[_Segment],
+        fit: str,
+        importance: Tensor | None,
+        exact: Tensor | None,
     ) -> None:
-        self.weight, self.moments, self.segments, self.fit = weight, moments, segments, fit
-        self.importance = importance
+        self.weight = weight if exact is None else weight.masked_fill(exact, 0.0)
+        self.moments, self.segments, self.fit = moments, segments, fit
+        self.importance, self.exact = importance, exact
         self.is_static = any(
             segment.fmt.scale_codec != "plain" or segment.fmt.granularity == "tensor" for segment in segments
         )
@@ -186,6 +202,8 @@ class _Job:
         """Return the scales of a segment, fitted to ``current`` (R, L), by default the original weights."""
         part = slice(segment.start, segment.end)
         values = (self.weight[:, part] if current is None else current).float().contiguous()
+        if current is not None and self.exact is not None:
+            values = values.masked_fill(self.exact[:, part], 0.0)
         fmt = segment.fmt
         if fmt.scale_codec != "plain":
             return self._stored(segment)
@@ -219,6 +237,7 @@ def _sweep(
     for index, segment in enumerate(job.segments):
         owner[segment.start : segment.end] = index
     owners = owner[turn].tolist()
+    exact = None if job.exact is None else job.exact[:, turn]
     loss, scales = 0.0, None
     for start, end in _blocks(len(turn), block_columns, job.segments, aligned=static is None):
         block, factor = w[:, start:end], upper[start:end, start:end]
@@ -233,6 +252,8 @@ def _sweep(
             column = block[:, j : j + 1]
             rounded = column.float().clone()
             QUANTIZERS.get(segment.fmt.kind).round_(rounded, scales, segment.fmt)
+            if exact is not None:
+                rounded = torch.where(exact[:, j + start : j + start + 1], half_value(column), rounded)
             error = (column - rounded) / factor[j, j]
             block[:, j:] -= error * factor[j : j + 1, j:]
             block[:, j : j + 1] = rounded

@@ -117,8 +117,20 @@ def with_low_rank(weight: Tensor, fmt: NumberFormat, rank: int, fit: str = "minm
     return StoredResidual(rounded + left @ right, extra, stored_bits(fmt, rows, columns) + extra, arrays)
 
 
-def low_rank_factors(residual: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return (A (R, r), B (r, C)) of the truncated singular value decomposition, as float16 holds them."""
-    u, s, v = torch.linalg.svd(residual.double(), full_matrices=False)
+def low_rank_factors(residual: Tensor, rank: int, hessian: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return (A (R, r), B (r, C)) of the truncated singular value decomposition, as float16 holds them.
+
+    Args:
+        residual: (R, C); rank: r.
+        hessian: (C, C) positive definite; with it the product is the best for the error of the outputs,
+            tr(D H D^T) with D = residual - A B: the decomposition of residual L, H = L L^T, and B L^-1
+            (Eckart-Young in the norm of H; the closed form behind LQER and QERA, arXiv 2410.06040).
+    """
+    source = residual.double()
+    lower = None if hessian is None else torch.linalg.cholesky(hessian.double())
+    u, s, v = torch.linalg.svd(source if lower is None else source @ lower, full_matrices=False)
     root = s[:rank].sqrt()
-    return half_value((u[:, :rank] * root).float()), half_value((root[:, None] * v[:rank]).float())
+    left, right = u[:, :rank] * root, root[:, None] * v[:rank]
+    if lower is not None:
+        right = torch.linalg.solve_triangular(lower, right, upper=False, left=False)
+    return half_value(left.float()), half_value(right.float())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,20 +70,76 @@ def test_folder_without_tokenizer(tmp_path: Path) -> None:
         tokenize(CORPUS, tmp_path)
 
 
-def test_splits_are_disjoint_and_sequences_are_slices() -> None:
+def test_splits_are_disjoint_whatever_the_lengths_and_sequences_are_slices() -> None:
     """Oracle: tokens are their own positions, so a sequence says where it was cut."""
-    tokens = np.arange(1000, dtype=np.int32)
-    seen: dict[str, set[int]] = {}
-    for split in ("evaluation", "calibration"):
-        starts = set()
-        for seed in range(5):
-            sample = sample_tokens(CORPUS, tokens, n_tokens=40, sequence_length=10, seed=seed, split=split)
-            assert sample.ids.shape == (4, 10)
-            assert (np.diff(sample.ids) == 1).all()
-            starts |= {int(start) for start in sample.ids[:, 0]}
-        assert all(start % 10 == 0 for start in starts)
-        seen[split] = starts
+    tokens = np.arange(20_000, dtype=np.int32)
+    seen: dict[str, set[int]] = {"evaluation": set(), "calibration": set()}
+    for split, lengths in (("evaluation", (512, 96, 700, 2048)), ("calibration", (512, 100, 1024))):
+        for length in lengths:
+            for seed in range(3):
+                sample = sample_tokens(
+                    CORPUS,
+                    tokens,
+                    n_tokens=2 * length,
+                    sequence_length=length,
+                    seed=seed,
+                    split=split,  # type: ignore[arg-type]
+                )
+                assert sample.ids.shape == (2, length)
+                steps = np.diff(sample.ids)
+                # One step inside a region; between two regions of a split lie whole regions of the other.
+                assert set(steps.flatten().tolist()) <= {1, 513, 3 * 512 + 1}
+                assert length > 512 or length == 96 or length == 100 or (steps == 1).all()
+                seen[split] |= set(sample.ids.flatten().tolist())
     assert not seen["evaluation"] & seen["calibration"]
+
+
+def test_a_first_token_takes_a_place() -> None:
+    tokens = np.arange(1000, dtype=np.int32)
+    sample = sample_tokens(CORPUS, tokens, n_tokens=40, sequence_length=10, bos=7777)
+    assert sample.bos == 7777
+    assert (sample.ids[:, 0] == 7777).all()
+    assert sample.ids.shape == (4, 10)
+    plain = sample_tokens(CORPUS, tokens, n_tokens=40, sequence_length=10)
+    assert plain.bos is None
+    assert plain.hash != sample.hash
+
+
+def test_short_corpora_still_have_both_splits() -> None:
+    tokens = np.arange(100, dtype=np.int32)
+    found = [
+        set(
+            sample_tokens(CORPUS, tokens, n_tokens=20, sequence_length=10, split=split).ids.flatten().tolist()
+        )
+        for split in ("evaluation", "calibration")
+    ]
+    assert not found[0] & found[1]
+
+
+def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the library: what is asked of it, how rows are joined, and its errors in one line."""
+    import types
+
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, config: str | None, split: str) -> dict[str, list[str]]:
+        asked.append((name, config, split))
+        if name == "no/net":
+            raise ConnectionError("unreachable\nsecond line")
+        return {"text": ["one", "two"]}
+
+    library = types.SimpleNamespace(load_dataset=load, disable_progress_bars=lambda: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    assert load_corpus("hf:a/b:c:validation").text == "one\n\ntwo"
+    assert load_corpus("hf:a/b").name == "hf:a/b"
+    assert asked == [("a/b", "c", "validation"), ("a/b", None, "test")]
+    with pytest.raises(ConfigError, match="is there a network") as caught:
+        load_corpus("hf:no/net")
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install datasets"):
+        load_corpus("hf:a/b")
 
 
 def test_draws_follow_the_seed_and_nest() -> None:
@@ -103,7 +160,7 @@ def test_draws_follow_the_seed_and_nest() -> None:
         (-30, 30, "at least 1"),
         (0, 30, "at least 1"),
         (4, 1, "at least 2"),
-        (990, 30, "has 750 tokens for evaluation"),
+        (990, 30, "has 720 tokens for evaluation"),
     ],
 )
 def test_bad_sizes(n_tokens: int, sequence_length: int, words: str) -> None:

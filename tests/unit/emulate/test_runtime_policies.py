@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dse.emulate.cache_policy import (
-    CachePolicy,
-    attend,
-    attended,
-    power_of_two_probabilities,
-    quantized_keys,
-)
+from dse.emulate.cache_policy import attend, attended, power_of_two_probabilities, quantized_keys
 from dse.emulate.model import EmulatedModel, TensorFormats
 from dse.emulate.phases import Phase, applied_by_position, decode_bits
 from dse.emulate.static_activations import measured_ranges, static_activations
@@ -20,6 +14,7 @@ from dse.errors import ConfigError
 from dse.formats.grammar import parse_format, parse_precision
 from dse.graph.units import units_of
 from dse.plan import Assignment
+from dse.policy import CachePolicy
 from dse.quantize import fake_quantize
 from tests.tiny_llama import tiny_graph, write_tiny_llama
 

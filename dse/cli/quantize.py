@@ -1,0 +1,92 @@
+"""``dse quantize``: a recipe applied to a model: assignment, measured quality, and on demand the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from dse.cli import options
+from dse.cli.output import emit_json, note, table
+from dse.cli.quality_output import show_quality
+from dse.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("quantize")(quantize)
+
+
+def quantize(
+    model: str | None = typer.Argument(
+        None, help="Local Hugging Face folder, .gguf file, hub id or demo model."
+    ),
+    recipe: str | None = typer.Option(
+        None, "--recipe", "-r", help="Name of a recipe, or a YAML file; without it the recipes are listed."
+    ),
+    output: Path | None = typer.Option(
+        None, "--output", "-o", help="Folder for the quantized weights, expanded to the dtype (safetensors)."
+    ),
+    corpus: str | None = options.CORPUS,
+    tokens: int = options.TOKENS,
+    sequence_length: int = options.SEQUENCE,
+    bos: bool = options.BOS,
+    dtype: str = options.DTYPE,
+    seed: int = options.SEED,
+    as_json: bool = options.JSON,
+) -> None:
+    """Apply a recipe to a model and measure what it costs in quality."""
+    from studies.recipes import load_recipe
+
+    if recipe is None:
+        _list_recipes(as_json=as_json)
+        return
+    if model is None:
+        raise ConfigError("name a model as well", path="MODEL")
+    chosen = load_recipe(recipe)
+    options.check_sizes(tokens=tokens, sequence_length=sequence_length)
+
+    from dse.cli.progress import ConsoleProgress
+    from dse.graph.cache import load_graph
+    from studies.catalogue import resolve_model
+    from studies.measuring import Bench
+    from studies.quantizing import assignment_of, weight_recipe
+    from studies.quantizing import quantize as run
+    from studies.quantizing import write as write_weights
+    from studies.schema import QualitySpec
+    from studies.weights import with_weights
+
+    weight_recipe(chosen, seed)
+    quality = QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, bos=bos, dtype=dtype)
+    source = with_weights(resolve_model(model), note)
+    graph = load_graph(source)
+    assignment, units = assignment_of(chosen, graph)
+    with ConsoleProgress() as progress:
+        result = run(Bench.of(source, graph, units, quality, seed), chosen, assignment, progress)
+        document = {
+            "model": model,
+            **result.to_json(),
+            "assignment": assignment.to_json(),
+            "note": source.note,
+        }
+        if output is not None:
+            progress.step(f"writing {output}")
+            write_weights(result, output, document)
+            document["output"] = {"folder": str(output), "weights": f"dequantized, {dtype}"}
+    if as_json:
+        emit_json(document)
+        return
+    show_quality(f"{model}, recipe {chosen.name}", result, source.note)
+    if output is not None:
+        typer.echo(f"wrote {output}: dequantized weights ({dtype}) and quantization.json")
+
+
+def _list_recipes(*, as_json: bool) -> None:
+    from studies.recipes import load_recipe, recipe_names
+
+    recipes = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        emit_json([recipe.to_json() | {"description": recipe.description} for recipe in recipes])
+        return
+    rows = [(recipe.name, recipe.precision.name, recipe.description) for recipe in recipes]
+    table("Recipes", ("recipe", "weights/activations/kv", "what"), rows, numeric_from=9)
