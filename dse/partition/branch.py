@@ -22,6 +22,17 @@ from dse.partition.cuts import (
     split_box_at,
     tightened,
 )
+from dse.partition.families import (
+    Family,
+    FamilyBox,
+    RelaxedFamily,
+    Space,
+    cuts_below,
+    for_lane,
+    relax_family,
+    split,
+    whole_box,
+)
 from dse.partition.labels import TooManyLabels, search_cut
 from dse.partition.lanes import Lane
 from dse.partition.memory import ROUNDING_FRAC, Memory, QualityFilter
@@ -37,6 +48,7 @@ from dse.partition.relax import (
 )
 from dse.partition.relax_box import RelaxedBox, relax_box
 from dse.partition.rounding import CutEvaluator, round_relaxed
+from dse.partition.splitting import split_choices
 
 BLOCK_CUTS = 2_000  # blocks are held for all lanes at once, boxes hold no cuts
 BATCH_MULTIPLIERS = 16
@@ -112,6 +124,18 @@ class _Node:
 
 
 @dataclass
+class _FamilyNode:
+    """A box of layer counts for all orders of the same devices, its relaxation once that is solved."""
+
+    family: Family
+    box: FamilyBox
+    relaxed: RelaxedFamily | None = None
+
+
+_Item = _Block | _Box | _Node | _FamilyNode
+
+
+@dataclass
 class Outcome:
     """Result of a search: incumbent, proven bound (infinite: nothing is feasible), statistics."""
 
@@ -129,21 +153,22 @@ class BranchAndBound:
 
     def __init__(
         self,
-        lanes: list[Lane],
+        space: Space,
         max_penalty: float | None,
         limits: Limits,
         memory: Memory,
         start: Incumbent,
         quality: QualityFilter | None = None,
     ) -> None:
-        self.lanes = lanes
+        self.space = space
+        self.lanes = space.lanes
         self.max_penalty = max_penalty
         self.limits = limits
         self.memory = memory
         self.best = start
         self.quality = quality
         self.best_relaxed: Relaxed | None = None
-        self.heap: list[tuple[float, int, _Block | _Box | _Node]] = []
+        self.heap: list[tuple[float, int, _Item]] = []
         self.counter = itertools.count()
         self.n_relaxations = self.n_searched = self.n_branched = 0
         self.deadline = None if limits.time_s is None else time.monotonic() + limits.time_s
@@ -161,7 +186,9 @@ class BranchAndBound:
 
     def run(self) -> Outcome:
         """Search until the gap is closed or a limit is met."""
-        for index, lane in enumerate(self.lanes):
+        for family in self.space.families:
+            self._push(float("-inf"), _FamilyNode(family, whole_box(family)))
+        for index, lane in enumerate(self.lanes[: self.space.n_single]):
             n, n_layers = lane.n, lane.n_layers
             lo = np.arange(n + 1)
             hi = n_layers - n + lo
@@ -180,6 +207,8 @@ class BranchAndBound:
                 break
             if isinstance(item, _Box):
                 self._open_box(item)
+            elif isinstance(item, _FamilyNode):
+                self._open_family(item)
             elif isinstance(item, _Block):
                 self._open_block(item)
             else:
@@ -201,7 +230,7 @@ class BranchAndBound:
             return True
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def _push(self, bound: float, item: _Block | _Box | _Node) -> None:
+    def _push(self, bound: float, item: _Item) -> None:
         if bound < self.limit:
             heapq.heappush(self.heap, (bound, next(self.counter), item))
         elif bound < float("inf"):
@@ -224,20 +253,20 @@ class BranchAndBound:
 
     def _push_box(self, box: _Box) -> None:
         if count_cuts(box.lo, box.hi) <= BLOCK_CUTS:
-            self._push_block(box)
+            self._push_cuts(box.lane, cuts_in_box(box.lo, box.hi))
             return
         n_known = len(self.memory.known(self.lanes[box.lane]))
         bounds = lowest_bounds_in_box(*self._bounds_of(box.lane, n_known), box.lo, box.hi)
         self._push(float(bounds.max()), box)
 
-    def _push_block(self, box: _Box) -> None:
-        lane = self.lanes[box.lane]
-        cuts = cuts_in_box(box.lo, box.hi)
+    def _push_cuts(self, index: int, cuts: NDArray[np.int64]) -> None:
+        """Bound some cuts of a lane by what is known, and keep those that are left."""
+        lane = self.lanes[index]
         fits = lane.fits(cuts)
         if self.quality is not None and self.max_penalty is not None:
             fits &= self.quality.reaches(lane, cuts, self.max_penalty)
         n_fit = int(fits.sum())
-        block = _Block(box.lane, cuts[fits], np.full(n_fit, -np.inf), np.zeros(n_fit, np.int64))
+        block = _Block(index, cuts[fits], np.full(n_fit, -np.inf), np.zeros(n_fit, np.int64))
         self._refresh(block)
         if len(block.cuts):
             self._push(float(block.bounds.min()), block)
@@ -279,6 +308,41 @@ class BranchAndBound:
         for lo, hi in split_box_at(box.lo, box.hi, at, middle):
             if count_cuts(lo, hi):
                 self._push_box(_Box(box.lane, lo, hi))
+
+    def _open_family(self, node: _FamilyNode) -> None:
+        """Relax a box of layer counts, and when its turn comes again, split it, or go over to its cuts."""
+        family, relaxed = node.family, node.relaxed
+        if relaxed is None:
+            self.n_relaxations += 1
+            relaxed = relax_family(family, node.box, self.max_penalty)
+            if relaxed is None:
+                return
+            for devices, cut in self._candidate_orders(family, relaxed):
+                self._try_cut(self._lane_of(family, devices), cut)
+            self._push(relaxed.bound, _FamilyNode(family, node.box, relaxed))
+        elif node.box.is_point:
+            for found in cuts_below(family, node.box, relaxed.multipliers, self.max_penalty, self.limit):
+                index = self._lane_of(family, found.devices)
+                lane = self.lanes[index]
+                known = self.memory.known(lane)
+                known.extend(for_lane(family, lane, relaxed.multipliers, order) for order in found.positions)
+                self._push_cuts(index, found.cuts)
+        else:
+            for box in split(family, node.box, relaxed):
+                self._push(relaxed.bound, _FamilyNode(family, box))
+
+    def _lane_of(self, family: Family, devices: tuple[int, ...]) -> int:
+        return self.space.index(devices, family.lane.prefill_index, family.lane.decode_index)
+
+    def _candidate_orders(
+        self, family: Family, relaxed: RelaxedFamily
+    ) -> list[tuple[tuple[int, ...], NDArray[np.int64]]]:
+        """Return cuts of the cheapest order: the cheapest one, and the mean one rounded."""
+        order = [family.kinds[position] for position in relaxed.stages]
+        like = [s for s in family.sequences if [family.kind_of[device] for device in s] == order]
+        rounded = np.round(np.append(0.0, np.cumsum(relaxed.counts[list(relaxed.stages)]))).astype(np.int64)
+        cuts = [cut for cut in (relaxed.cut, rounded) if (np.diff(cut) > 0).all()]
+        return [(like[0], cut) for cut in cuts] if like else []
 
     def _candidate_cuts(self, box: _Box, relaxed: RelaxedBox, prefix: Array) -> list[NDArray[np.int64]]:
         """Return cuts near the relaxation of a box: the rounded mean and the cheapest one."""
@@ -435,50 +499,3 @@ class BranchAndBound:
         low, high = split_choices(lane, node.cut, usable, node.relaxed)
         for usable in (low, high):
             self._relax(node.lane, node.cut, usable, node.relaxed.bound, node.depth + 1)
-
-
-def split_choices(
-    lane: Lane, cut: NDArray[np.int64], usable: NDArray[np.bool_], relaxed: Relaxed
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return two masks that share the choices of one layer between them.
-
-    Interchangeable neighbours in a stage may be assumed to be sorted by penalty. So where one of them takes a
-    low choice its predecessors do, and where it takes a high one its successors do: the split is one of the
-    number of low choices among them.
-    """
-    top = np.zeros(lane.n_layers)
-    np.maximum.at(top, relaxed.layer, relaxed.weight)
-    layer = int(np.argmin(top))
-    if top[layer] > 1 - 1e-7:
-        layer = int(np.argmax(usable.sum(axis=1)))
-    here = relaxed.layer == layer
-    everything = np.arange(usable.shape[1])
-    order = np.lexsort((everything, lane.memory[layer], lane.penalty[layer]))
-    rank = np.argsort(order)
-    by_penalty = order[usable[layer, order]]
-    mean = float((relaxed.weight[here] * lane.penalty[layer, relaxed.choice[here]]).sum())
-    n_low = int((lane.penalty[layer, by_penalty] <= mean).sum())
-    n_low = min(max(n_low, 1), len(by_penalty) - 1)
-    is_low = rank <= rank[by_penalty[n_low - 1]]
-    first, end = _interchangeable(lane, cut, layer)
-    inside = (relaxed.layer >= first) & (relaxed.layer < end)
-    count = float(relaxed.weight[inside & is_low[relaxed.choice]].sum())
-    at = first + min(int(count + 1e-9), end - first - 1)
-    if not ((usable[at] & is_low).any() and (usable[at] & ~is_low).any()):
-        at = layer
-    low, high = usable.copy(), usable.copy()
-    low[first : at + 1] &= is_low
-    high[at:end] &= ~is_low
-    return low, high
-
-
-def _interchangeable(lane: Lane, cut: NDArray[np.int64], layer: int) -> tuple[int, int]:
-    """Return the range of layers around a layer that are interchangeable with it in its stage."""
-    stage = int(np.searchsorted(cut, layer, side="right")) - 1
-    same = lane.same_as_next[stage]
-    first, end = layer, layer + 1
-    while first > cut[stage] and same[first - 1]:
-        first -= 1
-    while end < cut[stage + 1] and same[end - 1]:
-        end += 1
-    return first, end

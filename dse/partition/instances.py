@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -71,11 +72,22 @@ def helix_nodes() -> tuple[NodeKind, ...]:
 
 
 def seeded(
-    n_layers: int = 64, counts: tuple[int, ...] = (3, 3, 2), n_choices: int = 4, seed: int = 0
+    n_layers: int = 64,
+    counts: tuple[int, ...] = (3, 3, 2),
+    n_choices: int = 4,
+    seed: int = 0,
+    *,
+    sizes: tuple[int, ...] = (4,),
+    all_orders: bool = False,
+    batch: int = 32,
 ) -> PipelineProblem:
-    """Equal layers with distinct sensitivities on devices of unlike types: roofline times, round numbers."""
+    """Equal layers with distinct sensitivities on devices of unlike types: roofline times, round numbers.
+
+    ``sizes``: micro-batches of both phases; ``all_orders``: every order of the types instead of one.
+    """
     rng = np.random.default_rng(seed)
-    n_types, batch, prompt, tokens, size = len(counts), 32, 512, 100, 4
+    n_types, prompt, tokens = len(counts), 512, 100
+    size = np.array(sizes, dtype=np.float64)[:, None, None]
     types = np.repeat(np.arange(n_types), counts)
     bits = np.linspace(3.25, 16.0, n_choices)
     parameters, hidden = 7e8, 8192
@@ -92,16 +104,22 @@ def seeded(
     penalty = rng.lognormal(0, 1, (n_layers, 1)) * lost * (1 + 0.2 * rng.random((n_layers, n_choices)))
     n = len(types)
     message_s = hidden * 2 * size / 1.2e10 * np.ones((1, n, n))
+    orders = {tuple(range(n)): tuple(range(n))}
+    if all_orders:
+        orders = {tuple(types[i] for i in order): order for order in itertools.permutations(range(n))}
 
     def layers(table: Array) -> Array:
-        return np.repeat(table[types][None, :, None, :], n_layers, axis=2)
+        return np.repeat(table[:, types, None, :], n_layers, axis=2)
+
+    def ends(seconds: float) -> Array:
+        return np.full((len(sizes), n), seconds)
 
     return PipelineProblem(
         devices=tuple(f"type{kind}/{i}" for i, kind in enumerate(types)),
         device_types=tuple(f"type{kind}" for kind in types),
-        orders=(tuple(range(n)),),
-        prefill_micro_batches=(size,),
-        decode_micro_batches=(size,),
+        orders=tuple(orders.values()),
+        prefill_micro_batches=sizes,
+        decode_micro_batches=sizes,
         prefill_s=layers(prefill),
         decode_s=layers(decode),
         allowed=np.ones((n, n_layers, n_choices), dtype=bool),
@@ -110,10 +128,10 @@ def seeded(
         first_bytes=1e9,
         last_bytes=1e9,
         tied_bytes=0.0,
-        first_prefill_s=np.full((1, n), 1e-4),
-        first_decode_s=np.full((1, n), 1e-4),
-        last_prefill_s=np.full((1, n), 1e-3),
-        last_decode_s=np.full((1, n), 1e-3),
+        first_prefill_s=ends(1e-4),
+        first_decode_s=ends(1e-4),
+        last_prefill_s=ends(1e-3),
+        last_decode_s=ends(1e-3),
         hop_prefill_s=message_s * prompt,
         hop_decode_s=message_s + 1e-5,
         penalty=penalty,

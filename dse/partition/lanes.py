@@ -7,6 +7,7 @@ sum of weighted maxima of linear forms, for every formula; so one bound and one 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -231,27 +232,31 @@ class LaneFactory:
     problem: PipelineProblem
     goal: Goal
     quality_only: bool = False
+    _sequences: list[tuple[int, ...]] = field(default_factory=list)
     _usable: dict[tuple[int, int, int], NDArray[np.bool_]] = field(default_factory=dict)
 
     def lanes(self) -> list[Lane]:
         """Return every lane, in a fixed order."""
+        return [self.lane(devices, p, d) for devices in self.sequences() for p, d in self.pairs()]
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Return the pairs of micro-batches, as indices."""
         problem = self.problem
-        if self.quality_only and problem.activation_bytes is None:
-            pairs = [(0, 0)]
-        elif self.quality_only and problem.activation_bytes is not None:
-            # only memory tells the pairs apart, so the one with the least activations is enough
-            least = int(np.argmin(problem.activation_bytes.sum(axis=2)))
-            pairs = [divmod(least, len(problem.decode_micro_batches))]
-        else:
-            pairs = [
-                (p, d)
-                for p in range(len(problem.prefill_micro_batches))
-                for d in range(len(problem.decode_micro_batches))
-            ]
-        return [self._lane(devices, p, d) for devices in self.sequences() for p, d in pairs]
+        if not self.quality_only:
+            return list(np.ndindex(len(problem.prefill_micro_batches), len(problem.decode_micro_batches)))
+        if problem.activation_bytes is None:
+            return [(0, 0)]
+        # only memory tells the pairs apart, so the one with the least activations is enough
+        least = int(np.argmin(problem.activation_bytes))
+        return [divmod(least, len(problem.decode_micro_batches))]
 
     def sequences(self) -> list[tuple[int, ...]]:
         """Return device sequences without empty stages, one of each kind of interchangeable ones."""
+        if not self._sequences:
+            self._sequences.extend(self._find_sequences())
+        return self._sequences
+
+    def _find_sequences(self) -> list[tuple[int, ...]]:
         problem, n_layers = self.problem, self.problem.memory_bytes.shape[0]
         n_most = min(n_layers, self.goal.max_devices or n_layers)
         seen: dict[object, tuple[int, ...]] = {}
@@ -279,14 +284,17 @@ class LaneFactory:
         ]
         if self.goal.formula != "llmpq" or len(devices) == 1:
             hops = hops[:-1]
-        prices = problem.price_usd_per_h if "cost" in self.goal.quantities else None
-        types = tuple(
-            (problem.device_types[d], float(problem.capacity_bytes[d]), None if prices is None else prices[d])
-            for d in devices
-        )
-        return types, tuple(hops)
+        return tuple(self.kind_of(device) for device in devices), tuple(hops)
 
-    def _lane(self, devices: tuple[int, ...], p: int, d: int) -> Lane:
+    def kind_of(self, device: int) -> object:
+        """Return what makes two devices equal, transfers apart."""
+        problem = self.problem
+        prices = problem.price_usd_per_h if "cost" in self.goal.quantities else None
+        price = None if prices is None else prices[device]
+        return problem.device_types[device], float(problem.capacity_bytes[device]), price
+
+    def lane(self, devices: tuple[int, ...], p: int, d: int) -> Lane:
+        """Return the lane of a device sequence and a pair of micro-batches."""
         problem, n = self.problem, len(devices)
         index = list(devices)
         fixed = np.zeros(2 * n)
@@ -334,6 +342,25 @@ class LaneFactory:
             extra=extra,
             extra_weight=extra_weight,
             bounds=bounds,
+        )
+
+    def ends_j(self, devices: tuple[int, ...], p: int, d: int) -> tuple[Array, Array]:
+        """Return (n) joules of the job for the embedding, and for the head, on each of the devices."""
+        problem, energy, index = self.problem, self.problem.energy, list(devices)
+        if energy is None:
+            raise ValueError("the problem has no energy tables")
+        k, m = self._n_micro_batches(p, d)
+        m *= problem.output_tokens - 1
+        return (
+            k * energy.first_prefill_j[p, index] + m * energy.first_decode_j[d, index],
+            k * energy.last_prefill_j[p, index] + m * energy.last_decode_j[d, index],
+        )
+
+    def _n_micro_batches(self, p: int, d: int) -> tuple[int, int]:
+        problem = self.problem
+        return (
+            math.ceil(problem.batch / problem.prefill_micro_batches[p]),
+            math.ceil(problem.batch / problem.decode_micro_batches[d]),
         )
 
     def _energy(self, devices: tuple[int, ...], p: int, d: int) -> tuple[Array, float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dse.partition.families import Space
 from dse.partition.lanes import Lane
 from dse.partition.problem import Array
 from dse.partition.relax import (
@@ -49,13 +50,14 @@ class QualityFilter:
     whatever the micro-batches. It settles bounds near the least penalty, where only few assignments are left.
     """
 
-    def __init__(self, lanes: list[Lane], memory: Memory) -> None:
-        self.lanes = {lane.devices: lane for lane in lanes}
+    def __init__(self, space: Space, memory: Memory) -> None:
+        self.space = space
         self.memory = memory
         self.evaluated: dict[tuple[int, ...], tuple[Array, Array]] = {}
 
     def _bounds(self, devices: tuple[int, ...]) -> tuple[Lane, list[Multipliers], Array, Array]:
-        lane = self.lanes[devices]
+        (pair,) = self.space.factory.pairs()
+        lane = self.space.lane(devices, *pair)
         known = self.memory.known(lane)
         if devices not in self.evaluated:
             self.evaluated[devices] = prefixes_and_constants(lane, known, None)

@@ -10,6 +10,7 @@ import numpy as np
 
 from dse.partition.branch import BranchAndBound, Incumbent, Limits, Outcome
 from dse.partition.explain import binding_sentence, missing_sentence
+from dse.partition.families import Space
 from dse.partition.lanes import Lane, LaneFactory
 from dse.partition.memory import Memory, QualityFilter
 from dse.partition.objective import REL_TOL, objective_s, penalty_of, quantity, violations
@@ -30,7 +31,7 @@ class Planner:
         self.goal = goal
         self.limits = limits or Limits(time_s=60.0)
         # whether penalties count decides which choices dominate others, so bounded and free goals differ
-        self._lanes: dict[bool, list[Lane]] = {}
+        self._spaces: dict[bool, Space] = {}
         self._memory: dict[bool, Memory] = {}
         self._quality: QualityFilter | None = None
         self.last: Outcome | None = None
@@ -38,11 +39,11 @@ class Planner:
     def learn_quality(self, limits: Limits) -> Solution:
         """Find the least penalty that fits, and keep what its search proves for later penalty bounds."""
         began = time.monotonic()
-        lanes = LaneFactory(self.problem, Goal(), quality_only=True).lanes()
+        space = Space(LaneFactory(self.problem, Goal(), quality_only=True))
         memory = Memory()
-        outcome = BranchAndBound(lanes, None, limits, memory, Incumbent()).run()
+        outcome = BranchAndBound(space, None, limits, memory, Incumbent()).run()
         if outcome.finished:
-            self._quality = QualityFilter(lanes, memory)
+            self._quality = QualityFilter(space, memory)
         return _solution(self.problem, Goal(), outcome, time.monotonic() - began, quality_only=True)
 
     def solve(
@@ -64,22 +65,22 @@ class Planner:
         began = time.monotonic()
         goal = replace(self.goal, max_penalty=max_penalty)
         bounded = max_penalty is not None
-        if bounded not in self._lanes:
-            self._lanes[bounded] = LaneFactory(self.problem, goal).lanes()
+        if bounded not in self._spaces:
+            self._spaces[bounded] = Space(LaneFactory(self.problem, goal))
             self._memory[bounded] = Memory()
-        lanes = self._lanes[bounded]
+        space = self._spaces[bounded]
         outcome = BranchAndBound(
-            lanes,
+            space,
             None if max_penalty is None else _widened(max_penalty),
             limits or self.limits,
             self._memory[bounded],
-            self._start(goal, lanes, starts),
+            self._start(goal, space, starts),
             self._quality,
         ).run()
         self.last = outcome
         return _solution(self.problem, goal, outcome, time.monotonic() - began, explain=explain)
 
-    def _start(self, goal: Goal, lanes: list[Lane], starts: Sequence[Arrangement]) -> Incumbent:
+    def _start(self, goal: Goal, space: Space, starts: Sequence[Arrangement]) -> Incumbent:
         best = Incumbent()
         for arrangement in starts:
             if violations(self.problem, goal, arrangement):
@@ -87,7 +88,7 @@ class Planner:
             value = objective_s(self.problem, goal, arrangement)
             penalty = penalty_of(self.problem, arrangement)
             if (value, penalty) < (best.value, best.penalty):
-                best = _as_incumbent(self.problem, goal, lanes, arrangement, value, penalty)
+                best = _as_incumbent(self.problem, goal, space, arrangement, value, penalty)
         return best
 
 
@@ -162,7 +163,7 @@ def _widened(max_penalty: float) -> float:
 def _as_incumbent(
     problem: PipelineProblem,
     goal: Goal,
-    lanes: list[Lane],
+    space: Space,
     arrangement: Arrangement,
     value: float,
     penalty: float,
@@ -173,14 +174,13 @@ def _as_incumbent(
     devices = tuple(stage[0] for stage in arrangement.stages)
     types = [problem.device_types[device] for device in devices]
     alike = [
-        lane
-        for lane in lanes
-        if (lane.prefill_index, lane.decode_index) == (p, d)
-        and [problem.device_types[device] for device in lane.devices] == types
+        sequence
+        for sequence in space.factory.sequences()
+        if [problem.device_types[device] for device in sequence] == types
     ]
-    alike.sort(key=lambda lane: lane.devices != devices)
+    alike.sort(key=lambda sequence: sequence != devices)
     cut = np.array([0, *(stage[2] for stage in arrangement.stages)])
-    for lane in alike:
+    for lane in (space.lane(sequence, p, d) for sequence in alike):
         moved = _arrangement(problem, lane, cut, np.asarray(arrangement.choices))
         if abs(objective_s(problem, goal, moved) - value) <= REL_TOL * abs(value):
             return Incumbent(value, penalty, lane, cut, np.asarray(arrangement.choices))
