@@ -24,7 +24,6 @@ from dse.partition.cuts import (
 )
 from dse.partition.families import (
     Family,
-    FamilyBox,
     RelaxedFamily,
     Space,
     cuts_below,
@@ -36,6 +35,7 @@ from dse.partition.families import (
 from dse.partition.labels import TooManyLabels, search_cut
 from dse.partition.lanes import Lane
 from dse.partition.memory import ROUNDING_FRAC, Memory, QualityFilter
+from dse.partition.nodes import Block, Box, CutNode, FamilyNode, Item
 from dse.partition.problem import Array
 from dse.partition.relax import (
     Multipliers,
@@ -88,54 +88,6 @@ class Incumbent:
 
 
 @dataclass
-class _Block:
-    """Cuts of a lane with their bounds so far: ``n_seen`` multipliers are in them, ``source`` is the best."""
-
-    lane: int
-    cuts: NDArray[np.int64]
-    bounds: Array
-    source: NDArray[np.int64]
-    n_seen: int = 0
-
-    def take(self, index: NDArray[np.bool_]) -> None:
-        """Keep only some of the cuts."""
-        self.cuts, self.bounds, self.source = self.cuts[index], self.bounds[index], self.source[index]
-
-
-@dataclass
-class _Box:
-    """A box of cuts of a lane: lo, hi (n + 1) for every boundary, its relaxation once that is solved."""
-
-    lane: int
-    lo: NDArray[np.int64]
-    hi: NDArray[np.int64]
-    relaxed: RelaxedBox | None = None
-
-
-@dataclass
-class _Node:
-    """One cut with some choices forbidden."""
-
-    lane: int
-    cut: NDArray[np.int64]
-    usable: NDArray[np.bool_]
-    relaxed: Relaxed
-    depth: int
-
-
-@dataclass
-class _FamilyNode:
-    """A box of layer counts for all orders of the same devices, its relaxation once that is solved."""
-
-    family: Family
-    box: FamilyBox
-    relaxed: RelaxedFamily | None = None
-
-
-_Item = _Block | _Box | _Node | _FamilyNode
-
-
-@dataclass
 class Outcome:
     """Result of a search: incumbent, proven bound (infinite: nothing is feasible), statistics."""
 
@@ -168,7 +120,7 @@ class BranchAndBound:
         self.best = start
         self.quality = quality
         self.best_relaxed: Relaxed | None = None
-        self.heap: list[tuple[float, int, _Item]] = []
+        self.heap: list[tuple[float, int, Item]] = []
         self.counter = itertools.count()
         self.n_relaxations = self.n_searched = self.n_branched = 0
         self.deadline = None if limits.time_s is None else time.monotonic() + limits.time_s
@@ -187,14 +139,14 @@ class BranchAndBound:
     def run(self) -> Outcome:
         """Search until the gap is closed or a limit is met."""
         for family in self.space.families:
-            self._push(float("-inf"), _FamilyNode(family, whole_box(family)))
+            self._push(float("-inf"), FamilyNode(family, whole_box(family)))
         for index, lane in enumerate(self.lanes[: self.space.n_single]):
             n, n_layers = lane.n, lane.n_layers
             lo = np.arange(n + 1)
             hi = n_layers - n + lo
             lo[n] = n_layers
             hi[0] = 0
-            self._push_box(_Box(index, lo, hi))
+            self._push_box(Box(index, lo, hi))
         finished = True
         while self.heap:
             bound, _, item = heapq.heappop(self.heap)
@@ -205,11 +157,11 @@ class BranchAndBound:
                 heapq.heappush(self.heap, (bound, next(self.counter), item))
                 finished = False
                 break
-            if isinstance(item, _Box):
+            if isinstance(item, Box):
                 self._open_box(item)
-            elif isinstance(item, _FamilyNode):
+            elif isinstance(item, FamilyNode):
                 self._open_family(item)
-            elif isinstance(item, _Block):
+            elif isinstance(item, Block):
                 self._open_block(item)
             else:
                 self._open_node(item)
@@ -230,7 +182,7 @@ class BranchAndBound:
             return True
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def _push(self, bound: float, item: _Item) -> None:
+    def _push(self, bound: float, item: Item) -> None:
         if bound < self.limit:
             heapq.heappush(self.heap, (bound, next(self.counter), item))
         elif bound < float("inf"):
@@ -251,7 +203,7 @@ class BranchAndBound:
         assert done is not None
         return done
 
-    def _push_box(self, box: _Box) -> None:
+    def _push_box(self, box: Box) -> None:
         if count_cuts(box.lo, box.hi) <= BLOCK_CUTS:
             self._push_cuts(box.lane, cuts_in_box(box.lo, box.hi))
             return
@@ -266,12 +218,12 @@ class BranchAndBound:
         if self.quality is not None and self.max_penalty is not None:
             fits &= self.quality.reaches(lane, cuts, self.max_penalty)
         n_fit = int(fits.sum())
-        block = _Block(index, cuts[fits], np.full(n_fit, -np.inf), np.zeros(n_fit, np.int64))
+        block = Block(index, cuts[fits], np.full(n_fit, -np.inf), np.zeros(n_fit, np.int64))
         self._refresh(block)
         if len(block.cuts):
             self._push(float(block.bounds.min()), block)
 
-    def _refresh(self, block: _Block) -> bool:
+    def _refresh(self, block: Block) -> bool:
         """Apply the next batch of multipliers to a block; return whether there was one."""
         upto = min(block.n_seen + BATCH_MULTIPLIERS, len(self.memory.known(self.lanes[block.lane])))
         prefixes, constants = self._bounds_of(block.lane, upto)
@@ -286,7 +238,7 @@ class BranchAndBound:
             block.take(keep)
         return applied
 
-    def _open_box(self, box: _Box) -> None:
+    def _open_box(self, box: Box) -> None:
         """Relax a box, and when its turn comes again, split it where the relaxation is least decided."""
         lane = self.lanes[box.lane]
         if box.relaxed is None:
@@ -299,7 +251,7 @@ class BranchAndBound:
             self.memory.known(lane).append(relaxed.multipliers)
             for cut in self._candidate_cuts(box, relaxed, prefixes[0]):
                 self._try_cut(box.lane, cut)
-            self._push(bound, _Box(box.lane, box.lo, box.hi, relaxed))
+            self._push(bound, Box(box.lane, box.lo, box.hi, relaxed))
             return
         width = box.hi - box.lo
         undecided = np.where(width > 0, box.relaxed.spread + 1e-6 * width, -1.0)
@@ -307,9 +259,9 @@ class BranchAndBound:
         middle = int(np.clip(np.floor(box.relaxed.boundary[at]), box.lo[at], box.hi[at] - 1))
         for lo, hi in split_box_at(box.lo, box.hi, at, middle):
             if count_cuts(lo, hi):
-                self._push_box(_Box(box.lane, lo, hi))
+                self._push_box(Box(box.lane, lo, hi))
 
-    def _open_family(self, node: _FamilyNode) -> None:
+    def _open_family(self, node: FamilyNode) -> None:
         """Relax a box of layer counts, and when its turn comes again, split it, or go over to its cuts."""
         family, relaxed = node.family, node.relaxed
         if relaxed is None:
@@ -319,7 +271,7 @@ class BranchAndBound:
                 return
             for devices, cut in self._candidate_orders(family, relaxed):
                 self._try_cut(self._lane_of(family, devices), cut)
-            self._push(relaxed.bound, _FamilyNode(family, node.box, relaxed))
+            self._push(relaxed.bound, FamilyNode(family, node.box, relaxed))
         elif node.box.is_point:
             for found in cuts_below(family, node.box, relaxed.multipliers, self.max_penalty, self.limit):
                 index = self._lane_of(family, found.devices)
@@ -329,7 +281,7 @@ class BranchAndBound:
                 self._push_cuts(index, found.cuts)
         else:
             for box in split(family, node.box, relaxed):
-                self._push(relaxed.bound, _FamilyNode(family, box))
+                self._push(relaxed.bound, FamilyNode(family, box))
 
     def _lane_of(self, family: Family, devices: tuple[int, ...]) -> int:
         return self.space.index(devices, family.lane.prefill_index, family.lane.decode_index)
@@ -344,7 +296,7 @@ class BranchAndBound:
         cuts = [cut for cut in (relaxed.cut, rounded) if (np.diff(cut) > 0).all()]
         return [(like[0], cut) for cut in cuts] if like else []
 
-    def _candidate_cuts(self, box: _Box, relaxed: RelaxedBox, prefix: Array) -> list[NDArray[np.int64]]:
+    def _candidate_cuts(self, box: Box, relaxed: RelaxedBox, prefix: Array) -> list[NDArray[np.int64]]:
         """Return cuts near the relaxation of a box: the rounded mean and the cheapest one."""
         lo, hi = tightened(np.maximum(np.round(relaxed.boundary).astype(np.int64), box.lo), box.hi)
         found = [np.minimum(lo, hi), best_cut_in_box(prefix, box.lo, box.hi)]
@@ -371,7 +323,7 @@ class BranchAndBound:
         if found is not None:
             self._offer(lane, cut, found.choices, found.value, found.penalty, relaxed)
 
-    def _open_block(self, block: _Block) -> None:
+    def _open_block(self, block: Block) -> None:
         """Take the cut with the lowest bound out of the block and relax it."""
         while True:
             applied = self._refresh(block)
@@ -441,7 +393,7 @@ class BranchAndBound:
         found = round_relaxed(lane, cut, usable, relaxed, self.max_penalty)
         if found is not None:
             self._offer(lane, cut, found.choices, found.value, found.penalty, relaxed)
-        self._push(bound, _Node(lane_index, cut, usable, relaxed, depth))
+        self._push(bound, CutNode(lane_index, cut, usable, relaxed, depth))
 
     def _offer(
         self,
@@ -456,7 +408,7 @@ class BranchAndBound:
             self.best = Incumbent(value, penalty, lane, cut, choices)
             self.best_relaxed = relaxed
 
-    def _open_node(self, node: _Node) -> None:
+    def _open_node(self, node: CutNode) -> None:
         lane = self.lanes[node.lane]
         if self.limit < float("inf"):
             try:
@@ -478,7 +430,7 @@ class BranchAndBound:
                 return
         self._branch(node)
 
-    def _offer_only(self, lane: Lane, node: _Node, choices: NDArray[np.int64]) -> None:
+    def _offer_only(self, lane: Lane, node: CutNode, choices: NDArray[np.int64]) -> None:
         """Take up the one assignment that a node has left, where it is feasible."""
         evaluator = CutEvaluator(lane, node.cut, self.max_penalty)
         totals = evaluator.totals(choices)
@@ -486,7 +438,7 @@ class BranchAndBound:
         if violation <= 0:
             self._offer(lane, node.cut, choices, float(value), float(totals[3 * lane.n]), node.relaxed)
 
-    def _branch(self, node: _Node) -> None:
+    def _branch(self, node: CutNode) -> None:
         """Split the choices of the layer that the relaxation mixes most (or that has most choices)."""
         self.n_branched += 1
         lane = self.lanes[node.lane]
