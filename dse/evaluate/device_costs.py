@@ -38,6 +38,7 @@ from dse.evaluate.lowering import (
     linear_rows,
     linear_work,
     lower,
+    nothing,
     programmable,
     read_weight_bytes,
     runs,
@@ -129,7 +130,13 @@ def prepare(
         if op.weight_shape is not None
     ]
     elementwise = _stack_works(
-        [[elementwise_work(op, "", *phase[1:]) for op in stack.others] for phase in phases]
+        [
+            [
+                elementwise_work(op, "", batch, query, context) if runs(op, phase) else nothing("")
+                for op in stack.others
+            ]
+            for phase, batch, query, context in phases
+        ]
     )
     n_linears, n_precisions = len(stack.linears), len(precisions)
     return Prepared(
@@ -168,16 +175,19 @@ def _stack_works(works: list[list[Work]]) -> Work | None:
     """Join P lists of E works, each over (M,), into one over (P, M, E)."""
     if not works[0]:
         return None
-    vector_flop, read_bytes, write_bytes = (
-        np.moveaxis(np.array([[np.asarray(getattr(w, name)) for w in phase] for phase in works]), 1, -1)
-        for name in ("vector_flop", "read_bytes", "write_bytes")
+    shape = np.shape(works[0][0].read_bytes)
+    vector_flop, read_bytes, write_bytes, n_launches = (
+        np.moveaxis(
+            np.array([[np.broadcast_to(getattr(w, name), shape) for w in phase] for phase in works]), 1, -1
+        )
+        for name in ("vector_flop", "read_bytes", "write_bytes", "n_launches")
     )
     return replace(
         works[0][0],
         vector_flop=vector_flop,
         read_bytes=read_bytes,
         write_bytes=write_bytes,
-        n_launches=np.array([work.n_launches for work in works[0]]),
+        n_launches=n_launches,
     )
 
 
@@ -245,9 +255,7 @@ def price_device(
     if extras.transform != "none":
         per_template = per_template + _rotation_costs(pricer, graph, sizes.of_phases(), extras)
     if group is not None:
-        hidden_bytes = SIXTEEN_BIT_BYTES * graph.hidden_size
-        messages = np.stack([batch * query * hidden_bytes for _, batch, query, _ in sizes.of_phases()])
-        per_template = per_template + _with_span(all_reduce_costs(group, messages))[..., None]
+        per_template = per_template + _with_span(all_reduce_costs(group, _messages(graph, sizes)))
     # only the last pass of a prompt needs the head
     passes = np.array([sizes.n_chunks, 1.0])[:, None]
     return DeviceCosts(
@@ -263,6 +271,18 @@ def price_device(
 def _with_span(costs: Array) -> Array:
     """Return (4, ...) of (2, ...) seconds and joules whose errors nobody knows."""
     return np.concatenate([costs, costs[:1], costs[:1]])
+
+
+def _messages(graph: OperatorGraph, sizes: Sizes) -> Array:
+    """Return (P, M, T) bytes of the hidden state of all tokens of a pass, 0 where an encoder does not run."""
+    hidden_bytes = SIXTEEN_BIT_BYTES * graph.hidden_size
+    of_encoder = np.array([block.layers[0] < graph.n_encoder_layers for block in graph.blocks])
+    source = (graph.source_tokens or 0) * np.array([1.0, 0.0])
+    tokens = [
+        batch[:, None] * np.where(of_encoder, source[p], query)
+        for p, (_, batch, query, _) in enumerate(sizes.of_phases())
+    ]
+    return np.stack(tokens) * hidden_bytes
 
 
 def _part_of(work: Work, share: Array) -> Work:
@@ -399,6 +419,8 @@ def _attention_costs(
             decode = attention_work(attention, kv, pricer.spec, "decode", batch[:, None], 1.0, sizes.contexts)
             per_pass = pricer(prefill, (len(batch), sizes.n_chunks))
             costs[:, 0][:, :, a, members] = per_pass.mean(axis=-1)[..., None]
+            if whole.once:
+                continue
             per_context = pricer(decode, (len(batch), len(sizes.contexts)))
             costs[:, 1][:, :, a, members] = per_context.mean(axis=-1)[..., None]
     return costs

@@ -26,14 +26,17 @@ def activation_peak_elements(graph: OperatorGraph, batch: Floats, query: Floats,
     """Return the largest number of live activation elements of one micro-batch on a stage.
 
     Of one block: operators run in graph order; a tensor lives from its producer to its last consumer, the
-    block's input from the start; an encoder before the blocks counts as one. Of the epilogue: each operator's
-    inputs and outputs at once, which holds the logits. The larger one counts for every stage, which is an
+    block's input from the start. Blocks of an encoder run in the first pass only. Of the epilogue: each
+    operator's inputs and outputs at once, which holds the logits. The larger one counts for every stage, an
     upper bound for one without the head. Attention scores are never whole in memory (fused kernels);
     fragmentation is not modelled.
     """
     last = 1.0  # position of each sequence whose logits are needed
-    parts = graph.blocks if graph.source_tokens is None else (graph.prologue, *graph.blocks)
-    peaks = [_block_peak(block, batch, query, context) for block in parts]
+    peaks = [
+        _block_peak(block, batch, query, context)
+        * (np.equal(query, context) if block.layers[0] < graph.n_encoder_layers else 1.0)
+        for block in graph.blocks
+    ]
     peaks += [
         op.read_elements(batch, last, context) + op.write_elements(batch, last, context)
         for op in graph.epilogue.ops

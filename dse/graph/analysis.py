@@ -32,8 +32,10 @@ class FusionGroup:
 
 def topological_order(graph: OperatorGraph) -> tuple[str, ...]:
     """Return the full names of all operators, each after those whose results it reads."""
-    names = [op.name for op in graph.prologue.ops]
+    names = [op.name for op in graph.prologue.ops if op.name not in graph.after_encoder]
     for layer, block in enumerate(graph.block_of_layer):
+        if layer == graph.n_encoder_layers:
+            names += graph.after_encoder
         names += [block.full_name(op, layer) for op in block.ops]
     return (*names, *(op.name for op in graph.epilogue.ops))
 
@@ -52,7 +54,8 @@ def cut_elements(graph: OperatorGraph, layer: int) -> Extent:
     """Return the elements that cross from layer ``layer`` to what follows it: what a pipeline stage sends.
 
     The residual stream, and what the prologue made for later layers. Rotary tables are among that; a stage
-    that has the prologue's rotary operator itself need not receive them.
+    that has the prologue's rotary operator itself need not receive them. An encoder sends in the first
+    pass only; the embedding that its decoder begins with passes too, as the prologue is on the first stage.
 
     Args:
         graph: the traced model.
@@ -64,10 +67,15 @@ def cut_elements(graph: OperatorGraph, layer: int) -> Extent:
     if not -1 <= layer < graph.n_layers:
         raise IndexError(f"layer {layer} of {graph.n_layers}")
     made = {op.name: op.write_elements for op in graph.prologue.ops}
+    leaving = [edge.source for edge in graph.prologue.edges if not edge.target]
     if layer < 0:
-        return total([made[edge.source] for edge in graph.prologue.edges if not edge.target])
+        return total([made[name] for name in leaving if name not in graph.after_encoder])
     after = (*graph.block_of_layer[layer + 1 :], graph.epilogue)
     read = dict.fromkeys(edge.origin for block in after for edge in block.edges if edge.origin)
+    if layer < graph.n_encoder_layers:
+        own = {op.name for op in graph.prologue.ops if op.once}
+        read |= dict.fromkeys(name for name in leaving if name not in own)
+        read = {name: None for name in read if name not in graph.after_encoder}
     return total([*stream_elements(graph.block_of_layer[layer]), *(made[name] for name in read)])
 
 

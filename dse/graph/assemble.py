@@ -16,7 +16,7 @@ from dse.graph.source import ModelSource
 
 def name_groups(skeleton: Skeleton, groups: list[Group]) -> list[tuple[int | None, str]]:
     """Return (layer of the reduced model or None, unique name within that part) of each group."""
-    prefixes = [skeleton.prefix.format(layer=layer) for layer in range(len(skeleton.kind_of))]
+    prefixes = [skeleton.prefix(part) for part in range(len(skeleton.parts))]
     used: set[tuple[int | None, str]] = set()
     names = []
     for group in groups:
@@ -36,47 +36,62 @@ def name_groups(skeleton: Skeleton, groups: list[Group]) -> list[tuple[int | Non
 def assemble(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> OperatorGraph:
     """Put the operators into prologue, block templates and epilogue, and join their edges."""
     _check_copies(skeleton, traced, source)
-    first_block = next(i for i, entry in enumerate(traced) if entry.part is not None)
     last_block = max(i for i, entry in enumerate(traced) if entry.part is not None)
     place: list[int | str] = []
     for index, entry in enumerate(traced):
         if entry.part is not None:
             place.append(entry.part)
-        elif first_block < index < last_block and _depends_on_block(index, traced):
+        elif index > last_block:
+            place.append("epilogue")
+        elif _depends_on_decoder(index, traced, skeleton):
             raise ConfigError(
                 f"operator '{entry.op.name}' lies between transformer blocks, which is not supported",
                 file=source.name,
             )
         else:
-            place.append("epilogue" if index > last_block else "prologue")
+            place.append("prologue")
     config = skeleton.config
     return OperatorGraph(
         model=source.name,
         config_hash=source.config_hash,
         prologue=_block("", (), "prologue", place, traced),
-        blocks=tuple(
-            _block(skeleton.prefix, layers, template, place, traced)
-            for layers, template in zip(skeleton.kinds, skeleton.template_of, strict=True)
-        ),
+        blocks=_blocks(skeleton, place, traced),
         epilogue=_block("", (), "epilogue", place, traced),
         hidden_size=int(config.hidden_size),
         vocab_size=int(getattr(config, "vocab_size", 0)),
         parameters=skeleton.parameters,
         max_context=_max_context(config),
         source_tokens=skeleton.source_tokens,
+        n_encoder_layers=sum(stack.n_layers for stack in skeleton.stacks[:-1]),
     )
+
+
+def _blocks(skeleton: Skeleton, place: list[int | str], traced: list[Traced]) -> tuple[Block, ...]:
+    """Return the templates of all stacks; layers count on from one stack to the next."""
+    blocks, first = [], 0
+    for number, stack in enumerate(skeleton.stacks):
+        for kind, layers in enumerate(stack.kinds):
+            block = _block(stack.prefix, layers, skeleton.template(number, kind), place, traced)
+            shifted = tuple(layer + first for layer in layers)
+            blocks.append(replace(block, layers=shifted, first_layer=first))
+        first += stack.n_layers
+    return tuple(blocks)
 
 
 def _check_copies(skeleton: Skeleton, traced: list[Traced], source: ModelSource) -> None:
-    """Check that the two layers of the first kind compute the same, as layers that are folded must."""
-    first, again = (
-        [replace(entry.op, live_elements=Extent()) for entry in traced if entry.part == layer]
-        for layer in (0, skeleton.template_of[0])
-    )
-    if first != again:
-        raise ConfigError(
-            f"layers {list(skeleton.kinds[0])} have equal modules but compute differently", file=source.name
+    """Check that the two layers of a stack's first kind compute the same, as layers that are folded must."""
+    for number, stack in enumerate(skeleton.stacks):
+        copies = [i for i, part in enumerate(skeleton.parts) if (part.stack, part.kind) == (number, 0)]
+        first, again = (
+            [replace(entry.op, live_elements=Extent()) for entry in traced if entry.part == part]
+            for part in (copies[0], copies[-1])
         )
+        if first != again:
+            raise ConfigError(
+                f"layers {list(stack.kinds[0])} of '{stack.prefix}' have equal modules but compute "
+                "differently",
+                file=source.name,
+            )
 
 
 def _max_context(config: Any) -> int | None:
@@ -84,11 +99,14 @@ def _max_context(config: Any) -> int | None:
     return int(value) if value else None
 
 
-def _depends_on_block(index: int, traced: list[Traced]) -> bool:
+def _depends_on_decoder(index: int, traced: list[Traced], skeleton: Skeleton) -> bool:
+    """Whether an operator reads, at whatever remove, what a block of the last stack made."""
+    last = len(skeleton.stacks) - 1
     pending, seen = [index], set()
     while pending:
         current = pending.pop()
-        if traced[current].part is not None:
+        part = traced[current].part
+        if part is not None and skeleton.parts[part].stack == last:
             return True
         for source in traced[current].edges:
             if source is not None and source not in seen:

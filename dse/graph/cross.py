@@ -32,12 +32,18 @@ def with_source(skeleton: Skeleton, traced: list[Traced]) -> list[Traced]:
 
 
 def _once(skeleton: Skeleton, traced: list[Traced]) -> set[int]:
-    """Return the operators of the encoder, and those that read nothing but what such operators made."""
+    """Return the operators of the encoder, and those that read or serve nothing but such operators."""
     inside = f"{skeleton.encoder}."
     once: set[int] = set()
     for index, entry in enumerate(traced):
-        of_encoder = entry.part is None and entry.op.name.startswith(inside)
-        if of_encoder or (entry.edges and all(source in once for source in entry.edges)):
+        name = entry.op.name if entry.part is None else f"{skeleton.prefix(entry.part)}."
+        if name.startswith(inside) or (entry.edges and all(source in once for source in entry.edges)):
+            once.add(index)
+    for index, entry in enumerate(
+        traced
+    ):  # an embedding that encoder and decoder share is no module of either
+        readers = [other for other, reader in enumerate(traced) if index in reader.edges]
+        if not entry.edges and readers and all(reader in once for reader in readers):
             once.add(index)
     return once
 

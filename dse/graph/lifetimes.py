@@ -30,13 +30,20 @@ def in_float32(model: nn.Module) -> nn.Module:
 
 
 class Lifetimes(TorchDispatchMode):
-    """Follows the storages of one forward pass of ``model``; the cache and the parameters do not count."""
+    """Follows the storages of one forward pass of ``model``; the cache and the parameters do not count.
 
-    def __init__(self, model: nn.Module) -> None:
+    What ``encoder``, a part of the model, makes counts only while it runs: later passes do without.
+    """
+
+    def __init__(self, model: nn.Module, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self._model = model
+        self._encoder = encoder
+        self._encoding = False
         self._live_bytes = 0
+        self._encoder_bytes = 0
         self._sizes: dict[int, int] = {}
+        self._of_encoder: set[int] = set()
         self._highest = 0  # since the last operation that counts
         self._paused = False
         self._per_node: list[int] = []
@@ -45,8 +52,16 @@ class Lifetimes(TorchDispatchMode):
     def run(self, forward: Callable[[], list[torch.Tensor]], inputs: list[torch.Tensor]) -> list[int]:
         """Return the live float32 elements, rounded up, at each operation that a ``Recorder`` notes."""
         self._ignored |= {_key(tensor) for tensor in inputs}
-        with torch.no_grad(), kernels_in(self._model, self), self:
-            forward()
+        handles = []
+        if self._encoder is not None:
+            handles.append(self._encoder.register_forward_pre_hook(self._enter))
+            handles.append(self._encoder.register_forward_hook(self._leave, always_call=True))
+        try:
+            with torch.no_grad(), kernels_in(self._model, self), self:
+                forward()
+        finally:
+            for handle in handles:
+                handle.remove()
         return [-(-live // FLOAT32_BYTES) for live in self._per_node]
 
     @contextmanager
@@ -59,8 +74,9 @@ class Lifetimes(TorchDispatchMode):
             self._paused = before
 
     def note_cached(self, role: str, appended: torch.Tensor, whole: torch.Tensor) -> None:  # noqa: ARG002
-        """Ignore what the cache holds."""
+        """Ignore what the cache holds; from here on its caller has no need of what was appended."""
         self._ignored.add(_key(whole))
+        self._highest = 0
 
     def scratch(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Return memory that a kernel uses and that counts while the caller holds it."""
@@ -88,7 +104,7 @@ class Lifetimes(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         for tensor in outputs:
             self._follow(tensor)
-        self._highest = max(self._highest, self._live_bytes)
+        self._highest = max(self._highest, self._counted)
         name = func.overloadpacket.__name__
         has_inputs = any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs or {})))
         if outputs and has_inputs and not (func.is_view or name in LAYOUTS or name in FACTORIES):
@@ -96,7 +112,18 @@ class Lifetimes(TorchDispatchMode):
         return result
 
     def _count_node(self) -> None:
-        self._per_node.append(max(self._highest, self._live_bytes))
+        self._per_node.append(max(self._highest, self._counted))
+        self._highest = 0
+
+    @property
+    def _counted(self) -> int:
+        return self._live_bytes if self._encoding else self._live_bytes - self._encoder_bytes
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:  # noqa: ARG002
+        self._encoding = True
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG002
+        self._encoding = False
         self._highest = 0
 
     def _follow(self, tensor: torch.Tensor) -> None:
@@ -106,10 +133,17 @@ class Lifetimes(TorchDispatchMode):
             return
         self._sizes[key] = storage.nbytes()
         self._live_bytes += storage.nbytes()
+        if self._encoding:
+            self._of_encoder.add(key)
+            self._encoder_bytes += storage.nbytes()
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
-        self._live_bytes -= self._sizes.pop(key, 0)
+        size = self._sizes.pop(key, 0)
+        self._live_bytes -= size
+        if key in self._of_encoder:
+            self._of_encoder.remove(key)
+            self._encoder_bytes -= size
 
 
 def _key(tensor: torch.Tensor) -> int:

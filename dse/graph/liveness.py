@@ -49,7 +49,15 @@ def peak_activation_elements(
     graph: OperatorGraph, batch: ArrayLike, query: ArrayLike, context: ArrayLike
 ) -> Array:
     """Return the most activation elements that exist at once in the module's own run; sizes broadcast."""
-    each = [op.at("live_elements", batch, query, context) for part in graph.parts for op in part.ops]
+    made = [op for op in graph.prologue.ops if op.name in graph.after_encoder]
+    encoded = sum(
+        op.at("write_elements", batch, query, context) for op in made
+    )  # held through the first pass
+    each = [
+        op.at("live_elements", batch, query, context) + (0 if op.once else encoded)
+        for part in graph.parts
+        for op in part.ops
+    ]
     peak: Array = np.max(np.stack(each), axis=0)
     return peak
 

@@ -51,6 +51,11 @@ class Attention:
         return (self.head_dim + (self.value_dim or self.head_dim)) / 2
 
     @property
+    def once(self) -> bool:
+        """Whether it is an encoder's own, which runs in the first pass only."""
+        return self.source_tokens is not None and not self.cross
+
+    @property
     def cached_heads(self) -> int:
         """Heads of the cache: one shared by all where it is compressed."""
         return self.n_kv_heads if self.latent_dim is None else 1
@@ -106,7 +111,7 @@ class Op:
         state_elements: recurrent state (scans and convolutions) that a sequence keeps however long it is;
             read and written once in a pass, which the activation traffic includes.
         live_elements: activations that exist while it runs, where the module itself runs its operators one
-            after the other and holds what its callers hold; without the cache.
+            after the other and holds what its callers hold; without the cache and an encoder's result.
         once: whether it runs in the first pass of a request only (query = context): an encoder, and the
             keys and values that cross-attention makes of the encoder's output.
     """
@@ -182,17 +187,23 @@ class Block:
     """A repeated part of the model: its operators are stored once, for all the layers in ``layers``.
 
     ``layers`` is empty for the part before the first and the part after the last transformer block.
-    ``prefix`` is the module path with ``{layer}`` for the index, e.g. ``model.layers.{layer}``.
+    ``prefix`` is the module path with ``{layer}`` for the index, e.g. ``model.layers.{layer}``; the layers of
+    a decoder count on from those of its encoder, and ``first_layer`` is the one whose module has index 0.
     """
 
     prefix: str
     layers: tuple[int, ...]
     ops: tuple[Op, ...]
     edges: tuple[Edge, ...] = ()
+    first_layer: int = 0
+
+    def path(self, layer: int) -> str:
+        """Return the module path of one of its layers."""
+        return self.prefix.format(layer=layer - self.first_layer)
 
     def full_name(self, op: Op, layer: int | None = None) -> str:
         """Return the module path of ``op`` in one layer, e.g. ``model.layers.3.self_attn.q_proj``."""
-        return op.name if layer is None else f"{self.prefix.format(layer=layer)}.{op.name}"
+        return op.name if layer is None else f"{self.path(layer)}.{op.name}"
 
     @property
     def repeats(self) -> int:
@@ -213,9 +224,10 @@ class OperatorGraph:
         prologue: operators before the first block (embeddings); epilogue: after the last (norm, lm_head).
         blocks: distinct block templates; together their ``layers`` are 0..n_layers-1.
         hidden_size: width of the residual stream, which is what crosses a pipeline cut.
-        source_tokens: of an encoder-decoder, the length of the encoder's input that sizes are for; its
-            encoder is in the prologue, its blocks are the decoder's, and (batch, query, context) are the
-            decoder's. None otherwise.
+        source_tokens: of an encoder-decoder, the length of the encoder's input that sizes are for, and
+            (batch, query, context) are the decoder's. None otherwise.
+        n_encoder_layers: how many of the first layers are the encoder's, 0 without one. What stands between
+            it and the decoder (its final norm) is in the prologue.
         parameters: equals the module's own count, shared matrices once.
     """
 
@@ -230,6 +242,7 @@ class OperatorGraph:
     dtype: str = "bfloat16"
     max_context: int | None = None
     source_tokens: int | None = None
+    n_encoder_layers: int = 0
 
     def __post_init__(self) -> None:
         covered = sorted(layer for block in self.blocks for layer in block.layers)
@@ -246,6 +259,16 @@ class OperatorGraph:
         """The block template of each layer, in order."""
         of = {layer: block for block in self.blocks for layer in block.layers}
         return tuple(of[layer] for layer in range(self.n_layers))
+
+    @cached_property
+    def after_encoder(self) -> tuple[str, ...]:
+        """Operators of the prologue that read what the encoder's blocks made, in order."""
+        found: dict[str, None] = {}
+        for op in self.prologue.ops if self.n_encoder_layers else ():
+            sources = [edge.source for edge in self.prologue.edges if edge.target == op.name]
+            if any(source == "" or source in found for source in sources):
+                found[op.name] = None
+        return tuple(found)
 
     @property
     def parts(self) -> tuple[Block, ...]:

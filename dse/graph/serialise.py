@@ -34,6 +34,7 @@ def graph_to_json(graph: OperatorGraph) -> dict[str, Any]:
         "dtype": graph.dtype,
         "max_context": graph.max_context,
         **({} if graph.source_tokens is None else {"source_tokens": graph.source_tokens}),
+        **({} if not graph.n_encoder_layers else {"n_encoder_layers": graph.n_encoder_layers}),
         "prologue": _block_to_json(graph.prologue),
         "blocks": [_block_to_json(block) for block in graph.blocks],
         "epilogue": _block_to_json(graph.epilogue),
@@ -62,6 +63,7 @@ def graph_from_json(document: dict[str, Any], *, file: str | None = None) -> Ope
             dtype=document["dtype"],
             max_context=document["max_context"],
             source_tokens=document.get("source_tokens"),
+            n_encoder_layers=document.get("n_encoder_layers", 0),
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(f"is not an operator graph ({type(error).__name__}: {error})", file=file) from error
@@ -87,6 +89,7 @@ def _block_to_json(block: Block) -> dict[str, Any]:
     return {
         "prefix": block.prefix,
         "layers": list(block.layers),
+        **({} if not block.first_layer else {"first_layer": block.first_layer}),
         "ops": [_op_to_json(op) for op in block.ops],
         "edges": [
             {
@@ -109,6 +112,7 @@ def _block_from_json(document: dict[str, Any]) -> Block:
             Edge(edge["source"], edge["target"], _extent_from_json(edge["elements"]), edge["origin"])
             for edge in document["edges"]
         ),
+        first_layer=document.get("first_layer", 0),
     )
 
 

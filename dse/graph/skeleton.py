@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,29 +50,60 @@ INDEX_ATTRIBUTES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_num
 
 
 @dataclass(frozen=True)
+class Stack:
+    """A list of transformer blocks of which one of each kind is kept, and a second one of the first kind.
+
+    The second one reads what a layer before it made; where the model has one layer only, there is none.
+
+    Attributes:
+        prefix: module path of its layers, with ``{layer}`` for the index.
+        kinds: for each kind, its layers in the full stack.
+        windows: for each kind, its sliding window or None.
+    """
+
+    prefix: str
+    kinds: tuple[tuple[int, ...], ...]
+    windows: tuple[int | None, ...]
+
+    @property
+    def kind_of(self) -> tuple[int, ...]:
+        """Kind of each kept layer."""
+        once = tuple(range(len(self.kinds)))
+        return once if self.kinds == ((0,),) else (*once, 0)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the full stack."""
+        return sum(map(len, self.kinds))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kept layer: its stack, its index among the layers kept there, and its kind."""
+
+    stack: int
+    index: int
+    kind: int
+
+
+@dataclass(frozen=True)
 class Skeleton:
     """A model with one layer of each kind.
 
     Attributes:
-        model: the reduced module, on the meta device in bfloat16. After one layer of each kind it has a
-            second one of the first kind, which reads what a layer before it made; where the model has one
-            layer only, it has not.
-        prefix: module path of its layers, with ``{layer}`` for the index.
-        kinds: for each kind, its layers in the full model.
-        windows: for each kind, its sliding window or None.
+        model: the reduced module, on the meta device in bfloat16.
+        stacks: its lists of transformer blocks: encoder and decoder of an encoder-decoder, else one.
         parameters: elements of all parameters of the full model, shared ones once.
         cache_argument: name of the forward argument that takes the cache, None for encoders.
-        cache_kinds: for each layer of the reduced module, the class of its layer in the cache.
-        layouts: for each layer of the reduced module, what it keeps; known after a first pass.
+        cache_kinds: for each kept layer of the last stack, the class of its layer in the cache.
+        layouts: for each kept layer of the last stack, what it keeps; known after a first pass.
         probe: sizes at which the module is run, and the polynomials that they determine.
         source_tokens: of an encoder-decoder, the length of the encoder's input, else None; ``encoder``: the
-            module path of its encoder, which stays whole.
+            module path of its encoder.
     """
 
     model: nn.Module
-    prefix: str
-    kinds: tuple[tuple[int, ...], ...]
-    windows: tuple[int | None, ...]
+    stacks: tuple[Stack, ...]
     parameters: int
     cache_argument: str | None
     cache_kinds: tuple[type[Any], ...]
@@ -80,21 +112,39 @@ class Skeleton:
     source_tokens: int | None = None
     encoder: str = ""
 
-    @property
-    def kind_of(self) -> tuple[int, ...]:
-        """Kind of each layer of the reduced module."""
-        once = tuple(range(len(self.kinds)))
-        return once if self.kinds == ((0,),) else (*once, 0)
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The kept layers of all stacks, in order; elsewhere a part is an index into these."""
+        return tuple(
+            Part(number, index, kind)
+            for number, stack in enumerate(self.stacks)
+            for index, kind in enumerate(stack.kind_of)
+        )
 
-    def original_prefix(self, layer: int) -> str:
-        """Return the module path, in the full model, of the first layer that equals one of the reduced."""
-        return self.prefix.format(layer=self.kinds[self.kind_of[layer]][0])
+    def prefix(self, part: int) -> str:
+        """Return the module path of a kept layer."""
+        place = self.parts[part]
+        return self.stacks[place.stack].prefix.format(layer=place.index)
 
-    @property
-    def template_of(self) -> tuple[int, ...]:
-        """For each kind, the layer of the reduced module that stands for it."""
-        last = {kind: layer for layer, kind in enumerate(self.kind_of)}
-        return tuple(last[kind] for kind in range(len(self.kinds)))
+    def original_prefix(self, part: int) -> str:
+        """Return the module path, in the full model, of the first layer that equals a kept one."""
+        place = self.parts[part]
+        stack = self.stacks[place.stack]
+        return stack.prefix.format(layer=stack.kinds[place.kind][0])
+
+    def window(self, part: int) -> int | None:
+        """Return the sliding window of a kept layer."""
+        place = self.parts[part]
+        return self.stacks[place.stack].windows[place.kind]
+
+    def layout(self, part: int) -> CacheLayout:
+        """Return what a kept layer keeps in the cache."""
+        place = self.parts[part]
+        return self.layouts[place.index] if place.stack == len(self.stacks) - 1 else CacheLayout()
+
+    def template(self, stack: int, kind: int) -> int:
+        """Return the kept layer that stands for a kind: the last one of it, which reads a layer before it."""
+        return max(i for i, part in enumerate(self.parts) if (part.stack, part.kind) == (stack, kind))
 
     @property
     def config(self) -> Any:
@@ -193,7 +243,7 @@ def build_skeleton(source: ModelSource) -> Skeleton:
     model = build_module(source)
     _use_traced_experts(model)
     if model.config.is_encoder_decoder:
-        return _with_decoder_layers(model, source)
+        return _with_both_stacks(model, source)
     encoder = _attends_both_ways(model)
     probe = DECODER if not encoder else ENCODER if model.main_input_name == "input_ids" else VISION
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -202,12 +252,10 @@ def build_skeleton(source: ModelSource) -> Skeleton:
     kept_in: list[tuple[type[Any], int | None]] = [(DynamicLayer, None)] * len(layers)
     if not encoder:
         kept_in = _cache_layers(config, source.name)
-    members, originals = _fold(model, path, layers, kept_in)
+    stack, originals = _fold(model, path, layers, kept_in)
     return Skeleton(
         model=model,
-        prefix=f"{path}.{{layer}}",
-        kinds=members,
-        windows=tuple(kept_in[indices[0]][1] for indices in members),
+        stacks=(stack,),
         parameters=parameters,
         cache_argument=None if encoder else _cache_argument(model, source.name),
         cache_kinds=() if encoder else tuple(UNBOUNDED[kept_in[index][0]] for index in originals),
@@ -215,27 +263,26 @@ def build_skeleton(source: ModelSource) -> Skeleton:
     )
 
 
-def _with_decoder_layers(model: nn.Module, source: ModelSource) -> Skeleton:
-    """Keep one decoder layer of each kind and the whole encoder, which runs once for a request."""
+def _with_both_stacks(model: nn.Module, source: ModelSource) -> Skeleton:
+    """Keep one layer of each kind of the encoder, which runs once for a request, and of the decoder."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     names = {id(module): name for name, module in model.named_modules()}
-    decoder: Any = model.get_decoder()
-    encoder: Any = model.get_encoder()
-    inside, layers = _find_layers(decoder, _depth(decoder), source.name)
-    path = f"{names[id(decoder)]}.{inside}"
-    members, originals = _fold(model, path, layers, [(DynamicLayer, None)] * len(layers))
+    halves: tuple[Any, Any] = (model.get_encoder(), model.get_decoder())
+    stacks = []
+    for half in halves:
+        inside, layers = _find_layers(half, _depth(half), source.name)
+        path = f"{names[id(half)]}.{inside}"
+        stacks.append(_fold(model, path, layers, [(DynamicLayer, None)] * len(layers))[0])
     length = source.source_tokens or getattr(model.config, "n_positions", None) or DEFAULT_SOURCE_TOKENS
     return Skeleton(
         model=model,
-        prefix=f"{path}.{{layer}}",
-        kinds=members,
-        windows=(None,) * len(members),
+        stacks=tuple(stacks),
         parameters=parameters,
         cache_argument=_cache_argument(model, source.name),
-        cache_kinds=(DynamicLayer,) * len(originals),
+        cache_kinds=(DynamicLayer,) * len(stacks[1].kind_of),
         probe=DECODER,
         source_tokens=int(length),
-        encoder=names[id(encoder)],
+        encoder=names[id(halves[0])],
     )
 
 
@@ -246,8 +293,8 @@ def _depth(stack: nn.Module) -> int:
 
 def _fold(
     model: nn.Module, path: str, layers: nn.ModuleList, kept_in: list[tuple[type[Any], int | None]]
-) -> tuple[tuple[tuple[int, ...], ...], list[int]]:
-    """Keep one layer of each kind and a second of the first kind; return all of each kind and those kept."""
+) -> tuple[Stack, list[int]]:
+    """Keep one layer of each kind and a second of the first kind; return the stack and the layers kept."""
     kinds: dict[Any, list[int]] = {}
     for index, layer in enumerate(layers):
         kinds.setdefault((_signature(layer), kept_in[index]), []).append(index)
@@ -258,7 +305,8 @@ def _fold(
         originals.append(originals[0])
         kept.append(copy.deepcopy(kept[0]))
     _keep(model, path, kept, originals)
-    return members, originals
+    windows = tuple(kept_in[indices[0]][1] for indices in members)
+    return Stack(f"{path}.{{layer}}", members, windows), originals
 
 
 def _use_traced_experts(model: nn.Module) -> None:

@@ -191,7 +191,7 @@ def _geometry(skeleton: Skeleton, recording: Recording, group: Group, part: int 
     """Return the head geometry of an attention operator, from the shapes of its tensors."""
     if group.kind != "attention":
         return None
-    window = None if part is None else skeleton.windows[skeleton.kind_of[part]]
+    window = None if part is None else skeleton.window(part)
     known = product_node(recording, group).detail
     if isinstance(known, Attention):
         keys = recording.values[product_node(recording, group).inputs[1]]
@@ -217,7 +217,7 @@ def _geometry(skeleton: Skeleton, recording: Recording, group: Group, part: int 
 def _latent_dim(skeleton: Skeleton, recording: Recording, group: Group, part: int | None) -> int | None:
     """Return the cached elements of a token where they are not its keys and values themselves."""
     read = [recording.values[index].cached for index in product_node(recording, group).inputs]
-    layout = None if part is None else skeleton.layouts[part].attention
+    layout = None if part is None else skeleton.layout(part).attention
     if layout is None or "keys" in read:
         return None
     return sum(heads * width for heads, width in layout)

@@ -74,7 +74,7 @@ def _row(
     prefill: tuple[int, int, int],
     decode: tuple[int, int, int],
 ) -> dict[str, Any]:
-    label = block.prefix.format(layer=layer) if layer is not None else ""
+    label = block.path(layer) if layer is not None else ""
     part = label or ("prologue" if block is graph.prologue else "epilogue")
     row: dict[str, Any] = {
         "name": block.full_name(op, layer),

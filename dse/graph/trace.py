@@ -66,7 +66,7 @@ def trace_model(source: ModelSource) -> OperatorGraph:
 def _cache_layouts(skeleton: Skeleton, source: ModelSource) -> tuple[CacheLayout, ...]:
     """Return what each layer keeps, from a short prefill."""
     if skeleton.cache_argument is None:
-        return (CacheLayout(),) * len(skeleton.kind_of)
+        return (CacheLayout(),) * len(skeleton.parts)
     recorder = Recorder(skeleton.model)
     cache = RecordingCache(recorder, skeleton.cache_kinds)
     _forward(skeleton, recorder, cache, 1, 3, source)
@@ -91,9 +91,10 @@ def _measure_lifetimes(
 ) -> None:
     """Fill in how many elements exist while each group runs, at the points that are fitted."""
     model = in_float32(skeleton.model)
+    encoder = model.get_submodule(skeleton.encoder) if skeleton.encoder else None
     for point in skeleton.probe.grid:
         batch, query, context = point
-        lifetimes = Lifetimes(model)
+        lifetimes = Lifetimes(model, encoder)
         cache = RecordingCache(lifetimes, skeleton.cache_kinds)
         if skeleton.cache_argument is not None:
             cache.fill(skeleton.layouts, batch, context - query)

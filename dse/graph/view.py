@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -47,8 +48,15 @@ def to_networkx(graph: OperatorGraph) -> nx.DiGraph:
     parts += [(block.prefix, block, layer) for layer, block in enumerate(graph.block_of_layer)]
     parts += [("epilogue", graph.epilogue, None)]
     everywhere = {edge.origin for part in graph.parts for edge in part.edges if edge.origin}
+    embedded = [edge.source for edge in graph.prologue.edges if not edge.target]
+    once = {op.name for op in graph.prologue.ops if op.once}
     stream: list[str] = []  # operators of the part before whose results the next part reads
     for label, block, layer in parts:
+        if layer == graph.n_encoder_layers and layer:  # the decoder begins with an embedding of its own
+            reads = [edge for edge in graph.prologue.edges if edge.target and not edge.source]
+            for source, edge in itertools.product(stream, reads):
+                view.add_edge(source, edge.target, elements=extent_text(edge.elements))
+            stream = [name for name in embedded if name not in everywhere | once]
         names = {op.name: block.full_name(op, layer) for op in block.ops}
         for op in block.ops:
             view.add_node(names[op.name], **_attributes(op, label, layer))
@@ -59,6 +67,8 @@ def to_networkx(graph: OperatorGraph) -> nx.DiGraph:
                     view.add_edge(source, names[edge.target], elements=extent_text(edge.elements))
         leaving = [names[edge.source] for edge in block.edges if not edge.target]
         stream = [name for name in leaving if name not in everywhere]
+        if block is graph.prologue and graph.n_encoder_layers:
+            stream = [name for name in stream if name in once]
     return view
 
 

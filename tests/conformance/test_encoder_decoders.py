@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -21,14 +22,18 @@ from dse.evaluate.build import build_cost_table
 from dse.evaluate.footprint import kv_bytes_per_token
 from dse.evaluate.lowering import lower
 from dse.formats.grammar import parse_precision
+from dse.graph.analysis import cut_elements, topological_order
+from dse.graph.liveness import peak_activation_bytes
 from dse.graph.operator import OperatorGraph
 from dse.graph.serialise import graph_from_json, graph_to_json
 from dse.graph.skeleton import build_config
 from dse.graph.source import ModelSource
 from dse.graph.trace import trace_model
 from dse.graph.units import units_of
+from dse.graph.weight_sites import weight_sites
 from dse.graph.workload import Workload
 from hardware_specs.loader import load_device
+from tests.conformance.test_architectures import Allocations
 
 DEVICE = "nvidia_a100_sxm_80gb"
 SOURCE = 19
@@ -59,16 +64,16 @@ def graph_of(name: str) -> OperatorGraph:
 
 
 @cache
-def real_model(name: str) -> Any:
+def real_model(name: str, attention: str = "eager") -> Any:
     torch.manual_seed(0)
     config = build_config(ModelSource(name, CONFIGS[name]))
     builder = AutoModelForSeq2SeqLM
-    return builder.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    return builder.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
 
 
-def run(name: str, point: tuple[int, int, int], counter: Any) -> Any:
+def run(name: str, point: tuple[int, int, int], counter: Any, model: Any = None) -> Any:
     """Run ``query`` tokens under ``counter``: with the encoder, or after a first pass of the rest."""
-    model, (batch, query, context) = real_model(name), point
+    model, (batch, query, context) = model or real_model(name), point
     held = EncoderDecoderCache(DynamicCache(), DynamicCache())
     ids = torch.ones(batch, SOURCE, dtype=torch.long)
     tokens = {"decoder_input_ids": torch.ones(batch, query, dtype=torch.long), "cache": held}
@@ -121,8 +126,10 @@ def test_the_cache_holds_what_transformers_builds(name: str, point: tuple[int, i
 
 def test_equal_layers_are_folded_and_the_source_length_is_a_setting() -> None:
     graph = graph_of("t5")
-    assert [block.layers for block in graph.blocks] == [(0,), (1, 2, 3)]
-    assert graph.source_tokens == SOURCE
+    assert [block.layers for block in graph.blocks] == [(0,), (1, 2), (3,), (4, 5, 6)]
+    assert (graph.source_tokens, graph.n_encoder_layers) == (SOURCE, 3)
+    assert graph.blocks[1].path(2) == "encoder.block.2"
+    assert graph.blocks[3].path(6) == "decoder.block.3"
     longer = ModelSource("t5", T5, source_tokens=2 * SOURCE)
     assert longer.config_hash != ModelSource("t5", T5).config_hash
     double = trace_model(longer)
@@ -153,7 +160,7 @@ def test_decode_steps_pay_for_no_encoder() -> None:
         assert flop == float(graph.at("flop", *point))
 
 
-def test_decode_times_grow_with_the_source_by_its_cross_attention_alone() -> None:
+def test_layers_priced_together_cost_what_their_operators_do() -> None:
     """The cost table, whose layers are priced together, against the operators priced one by one."""
     spec, precision = load_device(DEVICE), parse_precision("bf16/bf16/bf16")
     workload = Workload(batch=4, prompt_tokens=4, output_tokens=16)
@@ -162,14 +169,79 @@ def test_decode_times_grow_with_the_source_by_its_cross_attention_alone() -> Non
     rows = cost_document(graph, spec, precision, workload)["operators"]
     for phase, name in enumerate(("prefill", "decode")):
         summed = table.unit_time_s[phase].sum() + table.layer_time_s[phase].sum()
-        each = [row["time_s"] for row in rows if row["phase"] == name and ".block." in row["name"]]
         inside = [
             row["time_s"]
             for row in rows
-            if row["phase"] == name and row["name"].startswith("decoder.block.") and "bias" not in row["name"]
+            if row["phase"] == name and ".block." in row["name"] and "bias" not in row["name"]
         ]
-        assert len(each) > len(inside)
         assert summed == pytest.approx(sum(inside), rel=1e-9)
     idle = [r for r in rows if r["phase"] == "decode" and r["name"].startswith("encoder.")]
     assert idle
     assert all(row["time_s"] == row["energy_j"] == 0 for row in idle)
+    assert (table.unit_time_s[1, ..., :3, :] == 0).all()
+    assert (table.unit_time_s[1, ..., 3:, :] > 0).all()
+
+
+def test_encoder_linears_have_units_and_transformations_like_others() -> None:
+    graph = graph_of("t5")
+    units = units_of(graph, "sublayer")
+    assert [unit.name for unit in units if unit.layer == 0] == ["layers.0.attention", "layers.0.ffn"]
+    held = sum(len(unit.ops) for unit in units)
+    assert held == sum(op.kind == "linear" for block in graph.block_of_layer for op in block.ops)
+    sites = {site.op: site for site in weight_sites(graph.blocks[0])}
+    assert sites["layer.0.SelfAttention.q"].scale_folds_into == "layer.0.layer_norm"
+    assert sites["layer.0.SelfAttention.q"].row_heads == 6
+    crossing = {site.op: site for site in weight_sites(graph.blocks[2])}
+    assert crossing["layer.1.EncDecAttention.k"].shares_input_with == ("layer.1.EncDecAttention.v",)
+    assert not crossing["layer.1.EncDecAttention.k"].reads_stream
+
+
+def test_fewer_bits_in_the_encoder_shorten_the_first_pass_alone() -> None:
+    """A plan can give the encoder a precision of its own: weights shrink, decode steps stay as they are."""
+    graph, spec = graph_of("t5"), load_device(DEVICE)
+    wide, narrow = parse_precision("bf16"), parse_precision("int4_g16")
+    units, workload = units_of(graph, "block"), Workload(2, 4, 8)
+    mixed = {unit.name: narrow if unit.layer < 3 else wide for unit in units}
+    plain = cost_document(graph, spec, wide, workload)
+    less = cost_document(graph, spec, mixed, workload, units)
+    assert less["decode"]["time_s"] == pytest.approx(plain["decode"]["time_s"])
+    encoder = sum(
+        op.parameters for block in graph.block_of_layer[:3] for op in block.ops if op.kind == "linear"
+    )
+    saved = plain["memory_bytes"]["weights"] - less["memory_bytes"]["weights"]
+    assert saved == pytest.approx(encoder * (16 - 5) / 8)
+
+
+def test_the_view_joins_the_encoder_to_the_decoder() -> None:
+    graph = graph_of("t5")
+    view = graph.nx()
+    assert nx.is_directed_acyclic_graph(view)
+    place = {name: index for index, name in enumerate(topological_order(graph))}
+    assert place.keys() == set(view)
+    assert all(place[source] < place[target] for source, target in view.edges)
+    norm = "encoder.final_layer_norm"
+    assert list(view.predecessors(norm)) == ["encoder.block.2.layer.1.add"]
+    assert list(view.predecessors("encoder.block.0.layer.0.layer_norm")) == ["encoder.embed_tokens"]
+    assert list(view.predecessors("decoder.block.0.layer.0.layer_norm")) == ["decoder.embed_tokens"]
+    assert nx.has_path(view, "encoder.embed_tokens", "lm_head")
+
+
+def test_what_a_cut_sends() -> None:
+    """In the encoder its stream and what the decoder begins with; in the decoder the encoder's result too."""
+    graph, batch, query = graph_of("t5"), 2, 5
+    bias, own_bias = 6 * SOURCE * SOURCE, 6 * query * query
+    assert cut_elements(graph, 0)(batch, query, query) == batch * 48 * (SOURCE + query) + bias + own_bias
+    assert cut_elements(graph, 2)(batch, query, query) == batch * 48 * (SOURCE + query) + own_bias
+    assert cut_elements(graph, 4)(batch, query, query) == batch * 48 * (SOURCE + query) + own_bias
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("point", [(2, 6, 6), (3, 1, 9)])
+def test_the_activation_peak_is_that_of_a_real_run(name: str, point: tuple[int, int, int]) -> None:
+    model = real_model(name, "sdpa")
+    allocations = Allocations([*model.parameters(), *model.buffers()])
+    held = run(name, point, allocations, model)
+    both = (held.self_attention_cache, held.cross_attention_cache)
+    kept = [t for part in both for layer in part.layers for t in (layer.keys, layer.values)]
+    measured = allocations.peak(kept)
+    assert float(peak_activation_bytes(graph_of(name), *point, 4)) == pytest.approx(measured, rel=0.1)

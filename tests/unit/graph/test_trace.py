@@ -133,15 +133,15 @@ def test_transposed_weights_have_outputs_first() -> None:
 def test_equal_layers_are_kept_once_and_counted_in_full() -> None:
     source = ModelSource("llama", {**LLAMA, "num_hidden_layers": 7})
     skeleton = build_skeleton(source)
-    assert skeleton.kinds == (tuple(range(7)),)
+    assert [stack.kinds for stack in skeleton.stacks] == [(tuple(range(7)),)]
     assert skeleton.parameters == sum(p.numel() for p in build_module(source).parameters())
     assert skeleton.config.num_hidden_layers == 2
 
 
 def test_layers_that_differ_in_a_switch_are_not_folded() -> None:
     config = {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
-    skeleton = build_skeleton(ModelSource("qwen2", {**config, "max_window_layers": 3}))
-    assert (skeleton.kinds, skeleton.windows) == (((0, 1, 2), (3,)), (None, 8))
+    (stack,) = build_skeleton(ModelSource("qwen2", {**config, "max_window_layers": 3})).stacks
+    assert (stack.kinds, stack.windows) == (((0, 1, 2), (3,)), (None, 8))
 
 
 @pytest.mark.parametrize(
