@@ -11,7 +11,7 @@ class MemoryUse:
 
     Attributes:
         weights: stored parameters with scales and zero points.
-        kv: key/value cache of all sequences at full length.
+        kv: cache of all sequences: keys and values at full length, and recurrent states.
         activations: peak of live activations.
         reserve: what the runtime takes for itself.
     """

@@ -17,6 +17,7 @@ from dse.evaluate.device_costs import UNQUANTIZED
 from dse.evaluate.footprint import (
     activation_peak_elements,
     block_fixed_bytes,
+    block_state_bytes,
     edge_bytes,
     kv_bytes_per_token,
 )
@@ -271,9 +272,10 @@ def _memory(graph: OperatorGraph, spec: HardwareSpec, of_op: _PrecisionOfOp, wor
     """Return what the device holds when all sequences have their full length."""
     edges = edge_bytes(graph)
     weights = edges.first + edges.last - edges.tied
-    kv_per_token = 0.0
+    kv_per_token = state = 0.0
     for layer, block in enumerate(graph.block_of_layer):
         weights += block_fixed_bytes(block)
+        state += block_state_bytes(block)
         for op in block.ops:
             precision = of_op(op, layer)
             if op.kind == "linear":
@@ -288,7 +290,7 @@ def _memory(graph: OperatorGraph, spec: HardwareSpec, of_op: _PrecisionOfOp, wor
     )
     return MemoryUse(
         weights=weights,
-        kv=kv_cache_bytes(workload.batch, workload.total_context, kv_per_token),
+        kv=kv_cache_bytes(workload.batch, workload.total_context, kv_per_token) + batch * state,
         activations=SIXTEEN_BIT_BYTES * live,
         reserve=spec.reserve_bytes,
     )

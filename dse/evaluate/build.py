@@ -20,6 +20,7 @@ from dse.evaluate.device_costs import prepare, price_device
 from dse.evaluate.footprint import (
     activation_peak_elements,
     block_fixed_bytes,
+    block_state_bytes,
     edge_bytes,
     kv_bytes_per_token,
 )
@@ -128,6 +129,9 @@ def build_cost_table(
         @ _kv_bytes(stack.attentions, precisions, workload.total_context),
         kv_copies=np.stack([_kv_copies(stack, degree) for _, degree in members]),
         layer_fixed_bytes=np.array([block_fixed_bytes(block) for block in graph.blocks])[
+            stack.template_of_layer
+        ],
+        layer_state_bytes=np.array([block_state_bytes(block) for block in graph.blocks])[
             stack.template_of_layer
         ],
         first_bytes=edges.first,

@@ -38,6 +38,7 @@ class CostTable:
         unit_kv_bytes_per_token: (U, Q) per sequence and position, the mean over the full context where a
             sliding window drops positions. kv_copies: (D, U) how often a group of devices holds it in all:
             once, but as often as it has devices for every shared head.
+        layer_state_bytes: (L,) recurrent state of one sequence, however long it is.
         layer_fixed_bytes: (L,) norms and biases; first_bytes, last_bytes: embedding; norm and head (the
             head counts here too when it is tied, because another device must hold its own copy;
             ``tied_bytes`` is what one device saves that holds both).
@@ -72,6 +73,7 @@ class CostTable:
     unit_kv_bytes_per_token: Array
     kv_copies: Array
     layer_fixed_bytes: Array
+    layer_state_bytes: Array
     first_bytes: float
     last_bytes: float
     tied_bytes: float

@@ -83,6 +83,16 @@ def block_fixed_bytes(block: Block) -> float:
     return SIXTEEN_BIT_BYTES * sum(op.parameters for op in block.ops if op.kind != "linear")
 
 
+def block_state_bytes(block: Block) -> float:
+    """Return the 16-bit bytes of recurrent state (scans, convolutions) that a sequence keeps in one layer.
+
+    It does not grow with the context (Mamba, arXiv 2312.00752, section 3). What cross-attention keeps is in
+    ``kv_bytes_per_token``.
+    """
+    states = [op.state_elements(1, 1, 1) for op in block.ops if op.attention is None]
+    return SIXTEEN_BIT_BYTES * float(sum(states))
+
+
 def edge_bytes(graph: OperatorGraph) -> EdgeBytes:
     """Return the 16-bit bytes of embedding, final norm and head; a tied head is counted on both sides."""
     first = SIXTEEN_BIT_BYTES * sum(op.parameters for op in graph.prologue.ops)

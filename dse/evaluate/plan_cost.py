@@ -203,7 +203,7 @@ def plan_timeline(
 def _memory(
     plan: Plan, table: CostTable, workload: Workload, stages: StageCosts, types: list[int]
 ) -> dict[str, MemoryUse]:
-    """Return what each device holds: the KV cache of the whole batch at full length.
+    """Return what each device holds: the cache of the whole batch at full length, with recurrent states.
 
     Devices that share layers hold equal parts of weights and cache, and whole activations; more of them than
     KV heads hold copies of the cache.
@@ -217,6 +217,7 @@ def _memory(
         weights += table.first_bytes * (s == 0) + table.last_bytes * (s == last)
         weights -= table.tied_bytes * (s == 0 == last)
         kv = kv_cache_bytes(workload.batch, workload.total_context, float(stages.kv_bytes_per_token[s]))
+        kv += workload.batch * float(table.layer_state_bytes[slice(*stage.layers)].sum())
         share = 1.0 / len(stage.devices)
         for device in stage.devices:
             memory[device] = MemoryUse(

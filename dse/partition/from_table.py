@@ -222,13 +222,14 @@ def _problem(
     times = np.zeros((n_p + n_d, n_types, n_layers, n_choices))
     allowed = np.zeros((n_types, n_layers, n_choices), dtype=bool)
     memory, penalty = np.zeros((2, n_layers, n_choices))
+    fixed = table.layer_fixed_bytes + workload.batch * table.layer_state_bytes
     for layer, fold in enumerate(folded):
         k = len(fold.picks)
         seconds = fold.costs[:, : (n_p + n_d) * n_types].T.reshape(n_p + n_d, n_types, k)
         able = np.isfinite(seconds).all(axis=0)
         allowed[:, layer, :k] = able
         times[:, :, layer, :k] = np.where(able, seconds, 0.0)
-        memory[layer, :k] = fold.memory_bytes[:, 0] + table.layer_fixed_bytes[layer]
+        memory[layer, :k] = fold.memory_bytes[:, 0] + fixed[layer]
         penalty[layer, :k] = fold.penalty
     indices = [[table.micro_batch_index(size) for size in candidates] for candidates in sizes]
     for phase, (offset, chosen) in enumerate(((0, indices[0]), (n_p, indices[1]))):
