@@ -185,8 +185,9 @@ def _with_variants(
     """Return the problem with every choice once for each way to hold the cache, ``held_as`` (N)."""
     n_ways, (n_layers, width) = int(held_as.max()) + 1, problem.memory_bytes.shape
     memory = np.zeros((n_layers, n_ways, width))
+    fixed = table.layer_fixed_bytes + problem.batch * table.layer_state_bytes
     for layer, fold in enumerate(folded):
-        memory[layer, :, : len(fold.picks)] = fold.memory_bytes.T + table.layer_fixed_bytes[layer]
+        memory[layer, :, : len(fold.picks)] = fold.memory_bytes.T + fixed[layer]
     able = (held_as[:, None] == np.arange(n_ways))[:, None, :, None] & problem.allowed[:, :, None, :]
 
     def repeated(costs: Array) -> Array:
