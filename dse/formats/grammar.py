@@ -16,7 +16,7 @@
     "_s8": 8-bit scales under a float16 per row; "_dq": double quantization of QLoRA
     "_s" K: scales and zero points of K = 2 .. 6 bits in groups of 16 rows (SpQR); integers "_g" K "_asym"
     grid      = "restricted" | "asym" | "full" | "gptq"           default restricted
-    rule      = "floor" | "ceil" | "even"                         default floor (OCP MX v1.0)
+    rule      = "floor" | "ceil" | "even" | "up"                  default floor (OCP MX v1.0)
     precision = format ["/" format "/" format]                    weights/activations/kv, the last two bf16
 
 The canonical name leaves the defaults out.
@@ -71,7 +71,7 @@ _DIALECT = re.compile(rf"dialectfp4_b(?P<size>{_SIZE})(?P<online>_online)?")
 _KMEANS = re.compile(r"kmeans(?P<bits>[1-8])(?P<row>_row)?")
 _NESTED = re.compile(r"any(?P<read>[3-8])of(?P<bits>[3-8])(?P<row>_row)?")
 _BINARY = re.compile(rf"binary_(?:row|g(?P<size>{_SIZE}))")
-_MX = re.compile(rf"(?P<base>{'|'.join(_MX_ELEMENTS)})(?:_(?P<rule>floor|ceil|even))?")
+_MX = re.compile(rf"(?P<base>{'|'.join(_MX_ELEMENTS)})(?:_(?P<rule>floor|ceil|even|up))?")
 
 KNOWN_FORMATS: tuple[str, ...] = (
     *FLOAT_FORMATS,
@@ -95,7 +95,7 @@ KNOWN_FORMATS: tuple[str, ...] = (
     *("dialectfp4_b32", "dialectfp4_b16", "dialectfp4_b32_online"),
     *("kmeans2_row", "kmeans3_row", "kmeans4_row", "kmeans4"),
     *("any3of5_row", "any4of5_row", "any5of5_row", "any4of6", "binary_row", "binary_g64"),
-    *(f"{name}{rule}" for name in _MX_ELEMENTS for rule in ("", "_ceil", "_even")),
+    *(f"{name}{rule}" for name in _MX_ELEMENTS for rule in ("", "_ceil", "_even", "_up")),
     "nvfp4",
 )
 """Representatives of every kind: what messages suggest and what the conformance tests run over."""

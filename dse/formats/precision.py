@@ -11,7 +11,7 @@ Kind = Literal[
 ]
 Granularity = Literal["tensor", "row", "column", "group", "token", "head", "block"]
 Grid = Literal["restricted", "full", "gptq", "asym"]
-ExponentRule = Literal["floor", "ceil", "even"]
+ExponentRule = Literal["floor", "ceil", "even", "up"]
 ScaleCodec = Literal["plain", "int8_row", "double", "rows16"]
 
 

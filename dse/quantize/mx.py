@@ -5,6 +5,7 @@ The exponent of a block, with emax the exponent and M the largest value of the e
 - floor (OCP v1.0, section 6.3): e = floor(log2 absmax) - emax. The scaled maximum lies in
   [2^emax, 2^(emax + 1)), so what exceeds M saturates (up to 25 % of the block's maximum for E2M1).
 - ceil: e = ceil(log2(absmax / M)), the smallest with absmax <= M 2^e: nothing saturates (torchao: RCEIL).
+- up: e = ceil(log2 absmax) - emax, whatever M (torchao: CEIL).
 - even: absmax is first rounded to the element's mantissa width (half up), then floor (torchao: EVEN).
 
 e is clamped to [-127, 127]. Elements are RNE(w / X), saturating to +-M, subnormals kept. A block of zeros
@@ -50,6 +51,8 @@ class MxQuantizer:
         exponent = (bits >> _MANTISSA_BITS) - (_BIAS + emax)
         if fmt.exponent_rule == "ceil":
             exponent += ((bits & _MANTISSA_MASK) > max_mantissa).to(torch.int32)
+        elif fmt.exponent_rule == "up":
+            exponent += ((bits & _MANTISSA_MASK) > 0).to(torch.int32)
         scale = _power_of_two(exponent.clamp_(-_BIAS, _BIAS))
         return Scales(scale.masked_fill_(~torch.isfinite(absmax), torch.nan))
 

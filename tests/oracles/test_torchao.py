@@ -16,11 +16,12 @@ from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_am
 from torchao.quantization import quant_primitives as primitives
 
 # Its RCEIL is the smallest power of two that nothing exceeds, which is "ceil" here; its CEIL rounds the
-# exponent of the maximum up, whatever the largest element, and is not offered.
+# exponent of the maximum up, whatever the largest element: "up".
 MODES = {
     "floor": ScaleCalculationMode.FLOOR,
     "ceil": ScaleCalculationMode.RCEIL,
     "even": ScaleCalculationMode.EVEN,
+    "up": ScaleCalculationMode.CEIL,
 }
 MX_ELEMENTS = {
     "mxfp8_e4m3": torch.float8_e4m3fn,

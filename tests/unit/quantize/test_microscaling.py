@@ -25,7 +25,7 @@ DTYPES = {
     "mxfp8_e5m2": ml_dtypes.float8_e5m2,
 }
 NAMES = (*DTYPES, "mxint8")
-RULES = ("floor", "ceil", "even")
+RULES = ("floor", "ceil", "even", "up")
 
 
 def _limits(name: str) -> tuple[int, int, float]:
@@ -44,6 +44,8 @@ def _block_exponent(absmax: float, name: str, rule: str) -> int:
     exponent = math.frexp(absmax)[1] - 1
     if rule == "floor":
         exponent -= emax
+    elif rule == "up":
+        exponent = math.ceil(math.log2(Fraction(absmax) / Fraction(2) ** exponent)) + exponent - emax
     elif rule == "ceil":
         exponent -= emax + 2
         while Fraction(absmax) > Fraction(top) * Fraction(2) ** exponent:
