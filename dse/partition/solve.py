@@ -53,6 +53,7 @@ class Planner:
         limits: Limits | None = None,
         *,
         explain: bool = True,
+        cutoff: float | None = None,
     ) -> Solution:
         """Return the best arrangement whose penalty is at most ``max_penalty``.
 
@@ -61,6 +62,8 @@ class Planner:
             starts: arrangements to start from; infeasible ones are ignored.
             limits: overrides the planner's.
             explain: whether an infeasible problem is looked into for what is missing.
+            cutoff: a value that is known from elsewhere; arrangements that do not beat it by the limits' gap
+                are not looked for, and "infeasible" then says that there are none.
         """
         began = time.monotonic()
         goal = replace(self.goal, max_penalty=max_penalty)
@@ -69,12 +72,15 @@ class Planner:
             self._spaces[bounded] = Space(LaneFactory(self.problem, goal))
             self._memory[bounded] = Memory()
         space = self._spaces[bounded]
+        start = self._start(goal, space, starts)
+        if cutoff is not None and cutoff < start.value:
+            start = Incumbent(cutoff)
         outcome = BranchAndBound(
             space,
             None if max_penalty is None else _widened(max_penalty),
             limits or self.limits,
             self._memory[bounded],
-            self._start(goal, space, starts),
+            start,
             self._quality,
         ).run()
         self.last = outcome

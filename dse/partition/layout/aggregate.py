@@ -1,0 +1,377 @@
+"""Lower bounds over all groupings at once: how many stages of every class, and which layers on the class.
+
+The mixed-integer program forgets the order of stages and the cuts between them. A class's stages together
+hold its layers within their memory, and take no longer than so many times the slowest stage. Every pipeline
+is a point of it with the same value or a lower one, so its bound holds for all orders and cuts, and its best
+numbers of stages are where to look for a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from dse.partition.layout.classes import LayerClass, StageClasses, least_hops_s
+from dse.partition.layout.program import Linear, Program, plus, times
+from dse.partition.problem import Array, Goal, Objective, PipelineProblem
+
+TOLERANCE_FRAC = 1e-6  # of the solver: bounds are lowered by it
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """An answer: ``bound`` for all groupings that are not excluded, and the numbers of stages of the best."""
+
+    bound: float
+    counts: tuple[int, ...] | None
+
+
+class Aggregation:
+    """The program of one pair of micro-batches; groupings that were looked at are excluded one by one."""
+
+    def __init__(
+        self,
+        problem: PipelineProblem,
+        stages: StageClasses,
+        layers: Sequence[LayerClass],
+        goal: Goal,
+        p: int,
+        d: int,
+    ) -> None:
+        self.problem, self.goal, self.p, self.d = problem, goal, p, d
+        self.classes, self.n_devices, self.layers = stages.classes, stages.n_devices, layers
+        self.hops = least_hops_s(problem, stages, p, d)
+        self.k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
+        self.m = problem.n_decode_passes(problem.decode_micro_batches[d])
+        self.excluded: list[tuple[int, ...]] = []
+        self._layer_columns: list[Linear] = []
+
+    def solve(self, cutoff: float, *, integer: bool = True, time_limit_s: float = 10.0) -> Aggregate:
+        """Return the bound; groupings whose value is at or above ``cutoff`` need not be told apart.
+
+        An infinite bound says that nothing below the cutoff is left.
+        """
+        program = Program()
+        used = self._add_stages(program)
+        sums = self._add_layers(program, used)
+        self._layer_columns = sums["layers"]
+        quantities = self._add_quantities(program, used, sums, cutoff)
+        objective = quantities[self.goal.objective]
+        if self.goal.theta_s > 0:
+            objective = plus(objective, times(sums["penalty"][0], self.goal.theta_s))
+        for name, limit in self.goal.bounds.items():
+            program.at_most(quantities[name], float(limit) * (1 + TOLERANCE_FRAC))
+        if np.isfinite(cutoff):
+            program.at_most(objective, float(cutoff))
+        self._exclude(program, used)
+        return self._run(program, objective, used, integer=integer, time_limit_s=time_limit_s)
+
+    def _add_stages(self, program: Program) -> list[list[int]]:
+        """Add whether there is a first, second, ... stage of every class; return the columns."""
+        used = [[program.column(1.0, integer=True) for _ in range(c.most)] for c in self.classes]
+        for columns in used:
+            for one, following in pairwise(columns):
+                program.at_most({following: 1.0}, {one: 1.0})
+        everything = {}
+        for kind, available in self.n_devices.items():
+            taken = {
+                column: float(c.degree)
+                for c, columns in zip(self.classes, used, strict=True)
+                if c.node_kind == kind
+                for column in columns
+            }
+            everything.update(taken)
+            program.at_most(taken, float(available))
+        if self.goal.max_devices is not None:
+            program.at_most(everything, float(self.goal.max_devices))
+        return used
+
+    def _add_layers(self, program: Program, used: list[list[int]]) -> dict[str, list[Linear]]:
+        """Add layers to classes, embedding and head; return the sums of every class by what they sum."""
+        problem, p, d = self.problem, self.p, self.d
+        names = ("prefill", "decode", "joules", "memory", "layers", "first")
+        sums: dict[str, list[Linear]] = {name: [{} for _ in self.classes] for name in names}
+        placed: list[Linear] = [{} for _ in self.layers]
+        penalty: Linear = {}
+        for c, entry in enumerate(self.classes):
+            for g, layers in enumerate(self.layers):
+                for choice in _choices(layers, entry.device, p, d, with_penalty=self._counts_penalty):
+                    column = program.column(float(layers.n_layers))
+                    placed[g][column] = 1.0
+                    sums["layers"][c][column] = 1.0
+                    sums["prefill"][c][column] = float(layers.prefill_s[p, entry.device, choice])
+                    sums["decode"][c][column] = float(layers.decode_s[d, entry.device, choice])
+                    sums["memory"][c][column] = float(layers.memory_bytes[choice])
+                    penalty[column] = float(layers.penalty[choice])
+                    if layers.prefill_j is not None and layers.decode_j is not None:
+                        joules = self.k * layers.prefill_j[p, entry.device, choice]
+                        joules += self._rounds * self.m * layers.decode_j[d, entry.device, choice]
+                        sums["joules"][c][column] = float(joules)
+        for g, layers in enumerate(self.layers):
+            program.equals(placed[g], float(layers.n_layers))
+        if self.goal.max_penalty is not None:
+            scale = abs(self.goal.max_penalty) or 1.0
+            program.at_most(times(penalty, 1 / scale), float(self.goal.max_penalty / scale + TOLERANCE_FRAC))
+        self._add_ends(program, used, sums)
+        for c, entry in enumerate(self.classes):
+            room = float(problem.capacity_bytes[entry.device])
+            if problem.activation_bytes is not None:
+                room -= float(problem.activation_bytes[p, d, entry.device])
+            if room <= 0:
+                program.upper[used[c][0]] = 0.0
+                room = 1.0
+            stages = dict.fromkeys(used[c], 1.0 + TOLERANCE_FRAC)
+            program.at_most(times(sums["memory"][c], 1 / room), stages)
+        sums["penalty"] = [penalty]
+        return sums
+
+    def _add_ends(self, program: Program, used: list[list[int]], sums: dict[str, list[Linear]]) -> None:
+        problem, p, d = self.problem, self.p, self.d
+        ends: list[Linear] = [{}, {}]
+        tables = (
+            (problem.first_prefill_s[p], problem.first_decode_s[d], problem.first_bytes - problem.tied_bytes),
+            (problem.last_prefill_s[p], problem.last_decode_s[d], problem.last_bytes),
+        )
+        for end, (prefill, decode, size) in zip(ends, tables, strict=True):
+            for c, entry in enumerate(self.classes):
+                column = program.column(1.0)
+                program.at_most({column: 1.0}, {used[c][0]: 1.0})
+                end[column] = 1.0
+                sums["prefill"][c][column] = float(prefill[entry.device])
+                sums["decode"][c][column] = float(decode[entry.device])
+                sums["memory"][c][column] = max(float(size), 0.0)
+                if end is ends[0]:
+                    sums["first"][c][column] = 1.0
+            program.equals(end, 1.0)
+
+    def _add_quantities(
+        self, program: Program, used: list[list[int]], sums: dict[str, list[Linear]], cutoff: float
+    ) -> dict[Objective, Linear]:
+        """Return every quantity that the goal needs as a linear form."""
+        k, m, rounds = self.k, self.m, self._rounds
+        wanted = self.goal.quantities
+        into = [
+            [
+                plus(dict.fromkeys(used[c], float(hop)), times(sums["first"][c], -float(hop)))
+                for c, hop in enumerate(hops)
+            ]
+            for hops in self.hops
+        ]
+        prefill, decode = (
+            plus(*sums[name], *hops) for name, hops in zip(("prefill", "decode"), into, strict=True)
+        )
+        found: dict[Objective, Linear] = {}
+        limits = self._limits(cutoff)
+        if wanted & {"time", "ttft", "energy", "cost"}:
+            slow = self._slowest(program, used, sums["prefill"], self._units(1.0, 0.0), limits["prefill"])
+            if self.problem.handover_s is not None:
+                handover = float(self.problem.handover_s[self.p])
+                program.lower[slow] = handover
+                one = program.column(handover)
+                program.lower[one] = handover
+                prefill = plus(prefill, {one: 1.0})
+            found["ttft"] = plus(prefill, {slow: float(k - 1)})
+        if wanted & {"time", "tpot", "energy", "cost"}:
+            slow = self._slowest(program, used, sums["decode"], self._units(0.0, 1.0), limits["decode"])
+            turn = program.column()
+            program.at_most(decode, {turn: 1.0})
+            program.at_most({slow: float(m)}, {turn: 1.0})
+            found["tpot"] = {turn: 1.0}
+            if "ttft" in found:
+                if self.goal.formula == "makespan" and rounds > 0:
+                    last = plus(decode, {slow: float(m - 1)})
+                    found["time"] = plus(found["ttft"], {turn: float(rounds - 1)}, last)
+                else:
+                    found["time"] = plus(found["ttft"], {turn: float(rounds)})
+        if "throughput" in wanted:
+            busy = [
+                plus(times(a, float(k)), times(b, float(rounds * m)))
+                for a, b in zip(sums["prefill"], sums["decode"], strict=True)
+            ]
+            slow = self._slowest(
+                program, used, busy, self._units(float(k), float(rounds * m)), limits["busy"]
+            )
+            period = program.column()
+            program.at_most({slow: 1.0}, {period: 1.0})
+            program.at_most(plus(prefill, times(decode, float(rounds))), {period: 1.0})
+            found["throughput"] = {period: 1.0}
+        if wanted & {"energy", "cost"}:
+            self._add_rates(program, used, sums, found)
+        return found
+
+    def _add_rates(
+        self,
+        program: Program,
+        used: list[list[int]],
+        sums: dict[str, list[Linear]],
+        found: dict[Objective, Linear],
+    ) -> None:
+        """Add energy and cost: what every stage draws or costs over the whole time, a product with 0 or 1."""
+        problem = self.problem
+        n_tokens, longest = problem.batch * problem.output_tokens, self._longest_s()
+        whole: list[Linear] = []
+        for columns in used:
+            each: Linear = {}
+            for column in columns:
+                share = program.column()
+                program.at_most(plus(found["time"], {column: longest, share: -1.0}), longest)
+                each[share] = 1.0
+            whole.append(each)
+        if "energy" in self.goal.quantities and problem.energy is not None:
+            static = [float(problem.energy.static_w[c.device]) / n_tokens for c in self.classes]
+            parts = [times(each, watts) for each, watts in zip(whole, static, strict=True)]
+            found["energy"] = plus(*parts, *(times(joules, 1 / n_tokens) for joules in sums["joules"]))
+        if "cost" in self.goal.quantities and problem.price_usd_per_h is not None:
+            parts = []
+            for each, entry, columns in zip(whole, self.classes, used, strict=True):
+                price = problem.price_usd_per_h[entry.device]
+                if price is None:
+                    program.upper[columns[0]] = 0.0
+                else:
+                    parts.append(times(each, price / 3600 / n_tokens * 1e6))
+            found["cost"] = plus(*parts)
+
+    def _slowest(
+        self, program: Program, used: list[list[int]], sums: list[Linear], unit: Array, limit: float
+    ) -> int:
+        """Add the slowest stage's time; ``unit`` (C) is the least time of a layer on each class.
+
+        The stages of a class take no longer together than as many times the slowest, which is the sum of
+        products of it with 0 or 1; none holds more layers than its whole number within ``limit``.
+        """
+        slowest = program.column(limit)
+        for columns, total, least, layers in zip(used, sums, unit, self._layer_columns, strict=True):
+            parts: Linear = {}
+            for column in columns:
+                part = program.column()
+                program.at_most({part: 1.0}, {slowest: 1.0})
+                program.at_most({part: 1.0}, {column: limit})
+                parts[part] = 1.0
+            program.at_most(total, parts)
+            if least > 0:
+                most = min(np.floor(limit / least * (1 + TOLERANCE_FRAC)), 1e6)
+                program.at_most(layers, dict.fromkeys(columns, float(most)))
+        return slowest
+
+    def _limits(self, cutoff: float) -> dict[str, float]:
+        """Return what the slowest stage can take at most in a plan below the cutoff and within the bounds."""
+        k, m, rounds = self.k, self.m, self._rounds
+        slow_p = sum(c.n_layers * float(c.prefill_s[self.p].max()) for c in self.layers)
+        slow_d = sum(c.n_layers * float(c.decode_s[self.d].max()) for c in self.layers)
+        slow_p += float(self.problem.first_prefill_s.max() + self.problem.last_prefill_s.max())
+        slow_d += float(self.problem.first_decode_s.max() + self.problem.last_decode_s.max())
+        if self.problem.handover_s is not None:
+            slow_p = max(slow_p, float(self.problem.handover_s[self.p]))
+        limits = {"prefill": slow_p, "decode": slow_d, "busy": k * slow_p + rounds * m * slow_d}
+        for name, most in [*self.goal.bounds.items(), (self.goal.objective, cutoff)]:
+            if name in ("time", "ttft"):
+                limits["prefill"] = min(limits["prefill"], most / k)
+            if name == "time" and rounds > 0:
+                limits["decode"] = min(limits["decode"], most / (rounds * m))
+            if name == "tpot":
+                limits["decode"] = min(limits["decode"], most / m)
+            if name == "throughput":
+                limits["busy"] = min(limits["busy"], most)
+        return limits
+
+    def _longest_s(self) -> float:
+        """Return what the batch takes at most in any plan worth looking at."""
+        if "time" in self.goal.bounds:
+            return self.goal.bounds["time"]
+        limits = self._limits(float("inf"))
+        n_hops = sum(c.n_layers for c in self.layers)
+        hop_s = float(self.problem.hop_prefill_s.max() + self._rounds * self.problem.hop_decode_s.max())
+        longest = self.k * limits["prefill"] + self._rounds * self.m * limits["decode"]
+        return 2 * (longest + self.k * n_hops * hop_s)
+
+    def _units(self, weight_p: float, weight_d: float) -> Array:
+        """Return (C) the least weighted time of any layer on each class."""
+        found = np.zeros(len(self.classes))
+        for c, entry in enumerate(self.classes):
+            found[c] = (
+                min(
+                    float(weight_p * layers.prefill_s[self.p, entry.device, choice])
+                    + float(weight_d * layers.decode_s[self.d, entry.device, choice])
+                    for layers in self.layers
+                    for choice in np.flatnonzero(layers.allowed[entry.device])
+                )
+                if any(layers.allowed[entry.device].any() for layers in self.layers)
+                else 0.0
+            )
+        return found
+
+    def _exclude(self, program: Program, used: list[list[int]]) -> None:
+        """Ask for other numbers of stages than each grouping that was looked at: one stage more or less."""
+        for counts in self.excluded:
+            there: Linear = {}
+            missing = 0
+            for columns, n in zip(used, counts, strict=True):
+                if n > 0:
+                    there[columns[n - 1]] = -1.0
+                    missing += 1
+                if n < len(columns):
+                    there[columns[n]] = 1.0
+            program.at_most(times(there, -1.0), float(missing - 1))
+
+    def _run(
+        self,
+        program: Program,
+        objective: Linear,
+        used: list[list[int]],
+        *,
+        integer: bool,
+        time_limit_s: float,
+    ) -> Aggregate:
+        costs = np.zeros(len(program.upper))
+        for column, value in objective.items():
+            costs[column] = value
+        scale = float(np.abs(costs).max()) or 1.0
+        entries = [(r, c, v) for r, (row, _, _) in enumerate(program.rows) for c, v in row.items()]
+        rows, columns, values = (np.array(part) for part in zip(*entries, strict=True))
+        matrix = sparse.csr_matrix((values, (rows, columns)), shape=(len(program.rows), len(costs)))
+        found = milp(
+            costs / scale,
+            constraints=LinearConstraint(
+                matrix, [low for _, low, _ in program.rows], [high for _, _, high in program.rows]
+            ),
+            bounds=Bounds(np.array(program.lower), np.array(program.upper)),
+            integrality=np.array(program.integer, dtype=float) if integer else None,
+            options={"time_limit": time_limit_s, "mip_rel_gap": 1e-4},
+        )
+        if found.status == 2:
+            return Aggregate(float("inf"), None)
+        bound = found.fun if not integer else found.mip_dual_bound
+        bound = float("-inf") if bound is None else float(bound) * scale
+        counts = None
+        if integer and found.x is not None:
+            counts = tuple(round(float(found.x[columns_].sum())) for columns_ in used)
+        return Aggregate(max(bound - TOLERANCE_FRAC * abs(bound), 0.0), counts)
+
+    @property
+    def _rounds(self) -> int:
+        return self.problem.output_tokens - 1
+
+    @property
+    def _counts_penalty(self) -> bool:
+        return self.goal.theta_s > 0 or self.goal.max_penalty is not None
+
+
+def _choices(layers: LayerClass, device: int, p: int, d: int, *, with_penalty: bool) -> list[int]:
+    """Return the choices that no other one equals or beats on a device."""
+    able = np.flatnonzero(layers.allowed[device])
+    costs = [layers.prefill_s[p, device, able], layers.decode_s[d, device, able], layers.memory_bytes[able]]
+    if with_penalty:
+        costs.append(layers.penalty[able])
+    if layers.prefill_j is not None and layers.decode_j is not None:
+        costs += [layers.prefill_j[p, device, able], layers.decode_j[d, device, able]]
+    table = np.stack(costs, axis=1)
+    kept: list[int] = []
+    for i in np.lexsort(table.T[::-1]):
+        if not any((table[j] <= table[i]).all() for j in kept):
+            kept.append(int(i))
+    return [int(able[i]) for i in kept]
