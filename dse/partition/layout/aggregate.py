@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from dse.partition.layout.classes import LayerClass, StageClasses, least_hops_s
 from dse.partition.layout.program import Linear, Program, plus, times
@@ -44,12 +42,14 @@ class Aggregation:
         d: int,
     ) -> None:
         self.problem, self.goal, self.p, self.d = problem, goal, p, d
-        self.classes, self.n_devices, self.layers = stages.classes, stages.n_devices, layers
+        self.stages, self.layers = stages, layers
+        self.classes, self.n_devices = stages.classes, stages.n_devices
         self.hops = least_hops_s(problem, stages, p, d)
         self.k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
         self.m = problem.n_decode_passes(problem.decode_micro_batches[d])
         self.excluded: list[tuple[int, ...]] = []
         self._layer_columns: list[Linear] = []
+        self._least_time_s: float | None = None
 
     def solve(self, cutoff: float, *, integer: bool = True, time_limit_s: float = 10.0) -> Aggregate:
         """Return the bound; groupings whose value is at or above ``cutoff`` need not be told apart.
@@ -69,7 +69,13 @@ class Aggregation:
         if np.isfinite(cutoff):
             program.at_most(objective, float(cutoff))
         self._exclude(program, used)
-        return self._run(program, objective, used, integer=integer, time_limit_s=time_limit_s)
+        found = program.minimise(objective, integer=integer, time_limit_s=time_limit_s)
+        counts = None
+        if integer and found.x is not None:
+            counts = tuple(round(float(found.x[columns].sum())) for columns in used)
+        if found.bound == float("inf"):
+            return Aggregate(found.bound, None)
+        return Aggregate(max(found.bound - TOLERANCE_FRAC * abs(found.bound), 0.0), counts)
 
     def _add_stages(self, program: Program) -> list[list[int]]:
         """Add whether there is a first, second, ... stage of every class; return the columns."""
@@ -214,12 +220,14 @@ class Aggregation:
         """Add energy and cost: what every stage draws or costs over the whole time, a product with 0 or 1."""
         problem = self.problem
         n_tokens, longest = problem.batch * problem.output_tokens, self._longest_s()
+        shortest = self._shortest_s()
         whole: list[Linear] = []
         for columns in used:
             each: Linear = {}
             for column in columns:
                 share = program.column()
                 program.at_most(plus(found["time"], {column: longest, share: -1.0}), longest)
+                program.at_most({column: shortest, share: -1.0}, 0.0)
                 each[share] = 1.0
             whole.append(each)
         if "energy" in self.goal.quantities and problem.energy is not None:
@@ -279,6 +287,16 @@ class Aggregation:
                 limits["busy"] = min(limits["busy"], most)
         return limits
 
+    def _shortest_s(self) -> float:
+        """Return what the batch takes at least with these micro-batches."""
+        if self._least_time_s is None:
+            goal = Goal(
+                self.goal.formula, max_penalty=self.goal.max_penalty, max_devices=self.goal.max_devices
+            )
+            alone = Aggregation(self.problem, self.stages, self.layers, goal, self.p, self.d)
+            self._least_time_s = alone.solve(float("inf"), integer=False).bound
+        return self._least_time_s if self._least_time_s < float("inf") else 0.0
+
     def _longest_s(self) -> float:
         """Return what the batch takes at most in any plan worth looking at."""
         if "time" in self.goal.bounds:
@@ -317,40 +335,6 @@ class Aggregation:
                 if n < len(columns):
                     there[columns[n]] = 1.0
             program.at_most(times(there, -1.0), float(missing - 1))
-
-    def _run(
-        self,
-        program: Program,
-        objective: Linear,
-        used: list[list[int]],
-        *,
-        integer: bool,
-        time_limit_s: float,
-    ) -> Aggregate:
-        costs = np.zeros(len(program.upper))
-        for column, value in objective.items():
-            costs[column] = value
-        scale = float(np.abs(costs).max()) or 1.0
-        entries = [(r, c, v) for r, (row, _, _) in enumerate(program.rows) for c, v in row.items()]
-        rows, columns, values = (np.array(part) for part in zip(*entries, strict=True))
-        matrix = sparse.csr_matrix((values, (rows, columns)), shape=(len(program.rows), len(costs)))
-        found = milp(
-            costs / scale,
-            constraints=LinearConstraint(
-                matrix, [low for _, low, _ in program.rows], [high for _, _, high in program.rows]
-            ),
-            bounds=Bounds(np.array(program.lower), np.array(program.upper)),
-            integrality=np.array(program.integer, dtype=float) if integer else None,
-            options={"time_limit": time_limit_s, "mip_rel_gap": 1e-4},
-        )
-        if found.status == 2:
-            return Aggregate(float("inf"), None)
-        bound = found.fun if not integer else found.mip_dual_bound
-        bound = float("-inf") if bound is None else float(bound) * scale
-        counts = None
-        if integer and found.x is not None:
-            counts = tuple(round(float(found.x[columns_].sum())) for columns_ in used)
-        return Aggregate(max(bound - TOLERANCE_FRAC * abs(bound), 0.0), counts)
 
     @property
     def _rounds(self) -> int:

@@ -1,0 +1,236 @@
+"""The best single pipeline on a part of a cluster: degrees, chunks and cache formats beside the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dse.errors import ConfigError
+from dse.graph.workload import Workload
+from dse.partition.branch import Limits
+from dse.partition.explain import missing_sentence
+from dse.partition.from_table import TableProblem
+from dse.partition.groups import device_groups, group_sequences
+from dse.partition.layout.classes import stage_classes
+from dse.partition.layout.groupings import GroupingSearch
+from dse.partition.layout.inputs import ModelInputs
+from dse.partition.problem import Goal, PipelineProblem, Solution, Status
+from dse.partition.solve import OPTIMAL_GAP_FRAC, Planner, with_ties_broken
+from hardware_specs.spec import Cluster
+
+MAX_LANES = 6000  # above, groupings are searched instead of listed
+Role = Literal["both", "prefill", "decode"]
+Pools = Literal["same", "separate", "auto"]
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """What a layout may decide.
+
+    Attributes:
+        degrees: of tensor parallelism; None for all that the model and the nodes allow.
+        n_chunks: passes that a prefill may take.
+        n_replicas: how many replicas; None for the best number.
+        pools: whether prefill and decode share their devices.
+    """
+
+    degrees: tuple[int, ...] | None = (1,)
+    n_chunks: tuple[int, ...] = (1,)
+    n_replicas: int | None = 1
+    pools: Pools = "same"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A solved pipeline: the problem of the best variant, and the solution with the bound for all of them."""
+
+    solution: Solution
+    problem: TableProblem | None
+    n_chunks: int = 1
+
+    @property
+    def value(self) -> float:
+        """Its objective, infinite where there is no plan."""
+        return float("inf") if self.solution.value is None else self.solution.value
+
+    @property
+    def bound(self) -> float:
+        """What no pipeline is below; infinite where none exists."""
+        return float("inf") if self.solution.bound is None else self.solution.bound
+
+
+def degrees_of(inputs: ModelInputs, cluster: Cluster, options: LayoutOptions) -> tuple[int, ...]:
+    """Return the degrees of tensor parallelism to consider on a cluster.
+
+    Raises:
+        ConfigError: a wanted one does not suit the model, or no node is large enough.
+    """
+    largest = max(node.n_devices for node in cluster.nodes)
+    possible = inputs.degrees(largest)
+    if options.degrees is None:
+        return possible
+    for degree in options.degrees:
+        if degree not in possible:
+            why = (
+                f"the largest node has {largest}" if degree > largest else "heads and matrices do not divide"
+            )
+            raise ConfigError(
+                f"{inputs.graph.model} cannot be shared out to {degree} devices of a node: {why}",
+                path="--tensor-parallel",
+                value=degree,
+                allowed=[str(entry) for entry in possible],
+            )
+    return options.degrees
+
+
+def best_pipeline(
+    inputs: ModelInputs,
+    cluster: Cluster,
+    workload: Workload,
+    goal: Goal,
+    options: LayoutOptions,
+    limits: Limits,
+    *,
+    role: Role = "both",
+    handover_s: Callable[[Sequence[int], NDArray[np.bool_]], NDArray[np.float64]] | None = None,
+    kv_groups: Sequence[NDArray[np.bool_]] | None = None,
+    cutoff: float | None = None,
+) -> Pipeline:
+    """Return the best pipeline, its bound over all degrees, chunks and cache formats.
+
+    Args:
+        inputs: the model and its choices.
+        cluster: whose devices it may use.
+        workload: the batch.
+        goal: objective and bounds.
+        options: the degrees and chunks to decide on.
+        limits: for all of it.
+        role: which phases it serves; the other phase takes no time, and a prefill keeps the cache of the
+            prompts alone.
+        handover_s: (P,) time to hand the cache of a prefill micro-batch over, given sizes and choices.
+        kv_groups: choices by cache format; None for the runtime's.
+        cutoff: a value that is known from elsewhere; nothing at or above it is looked for.
+    """
+    began = time.monotonic()
+    degrees = degrees_of(inputs, cluster, options)
+    groups = device_groups(cluster, degrees)
+    sequences = group_sequences(
+        cluster, groups, inputs.n_layers, max_devices=goal.max_devices, limit=MAX_LANES
+    )
+    best = Pipeline(Solution("infeasible", None, None, None, None, 0.0, None, ""), None)
+    value, bound = float("inf") if cutoff is None else cutoff, float("inf")
+    served = _served(workload, role)
+    n_chunks = (1,) if role == "decode" else options.n_chunks
+    variants = [(c, usable) for c in n_chunks for usable in kv_groups or inputs.kv_groups]
+    for index, (chunks, usable) in enumerate(variants):
+        table = inputs.table(cluster, served, degrees, chunks)
+        built = inputs.problem(
+            table,
+            cluster,
+            served,
+            groups,
+            sequences or ((0,),),
+            usable,
+            with_energy="energy" in goal.quantities,
+        )
+        problem = _of_role(built.problem, role)
+        if handover_s is not None:
+            problem = replace(problem, handover_s=handover_s(problem.prefill_micro_batches, usable))
+        left = None if limits.time_s is None else max(0.5, limits.time_s - (time.monotonic() - began))
+        share = None if left is None else left / (len(variants) - index)
+        solution = _solved(
+            problem,
+            built,
+            cluster,
+            goal,
+            replace(limits, time_s=share),
+            listed=sequences is not None,
+            cutoff=value,
+        )
+        bound = min(bound, value if solution.bound is None else solution.bound)
+        if solution.value is not None and solution.value < value:
+            value, best = solution.value, Pipeline(solution, replace(built, problem=problem), chunks)
+    if best.problem is None:
+        return _nothing(best, problem, goal, bound, cutoff, time.monotonic() - began)
+    bound = min(bound, value)
+    gap_frac = (value - bound) / abs(value) if value != bound else 0.0
+    status: Status = "optimal" if gap_frac <= OPTIMAL_GAP_FRAC else "feasible"
+    time_s = time.monotonic() - began
+    solution = replace(best.solution, status=status, bound=bound, gap_frac=gap_frac, time_s=time_s)
+    return replace(best, solution=solution)
+
+
+def _solved(
+    problem: PipelineProblem,
+    built: TableProblem,
+    cluster: Cluster,
+    goal: Goal,
+    limits: Limits,
+    *,
+    listed: bool,
+    cutoff: float,
+) -> Solution:
+    known = cutoff if cutoff < float("inf") else None
+    n_pairs = len(problem.prefill_micro_batches) * len(problem.decode_micro_batches)
+    if not listed or len(problem.orders) * n_pairs > MAX_LANES:
+        stages = stage_classes(cluster, built.groups)
+        return GroupingSearch(problem, cluster, stages, goal, limits).run(known)
+    planner = Planner(problem, replace(goal, max_devices=None), limits)
+    solution = planner.solve(goal.max_penalty, explain=False, cutoff=known)
+    if solution.arrangement is None:
+        return solution
+    return with_ties_broken(planner, solution, goal.max_penalty)
+
+
+def _nothing(
+    best: Pipeline,
+    problem: PipelineProblem,
+    goal: Goal,
+    bound: float,
+    cutoff: float | None,
+    time_s: float,
+) -> Pipeline:
+    """Return that there is no pipeline, with the reason where nothing is known from elsewhere."""
+    text = missing_sentence(problem, goal) if cutoff is None and len(problem.orders) > 1 else ""
+    finite = bound if bound < float("inf") else None
+    return replace(best, solution=replace(best.solution, bound=finite, time_s=time_s, binding=text))
+
+
+def _served(workload: Workload, role: Role) -> Workload:
+    """Return the workload whose cache a pipeline of a role holds.
+
+    A prefill alone ends with the first token.
+    """
+    return replace(workload, output_tokens=1) if role == "prefill" else workload
+
+
+def _of_role(problem: PipelineProblem, role: Role) -> PipelineProblem:
+    """Return the problem without the costs of the phase that other devices serve."""
+    if role == "both":
+        return problem
+    activations = problem.activation_bytes
+    if role == "prefill":
+        # the decode has no activations here: of its candidate sizes the least stands for none
+        return replace(
+            problem,
+            decode_micro_batches=(problem.batch,),
+            decode_s=np.zeros_like(problem.decode_s[:1]),
+            first_decode_s=np.zeros_like(problem.first_decode_s[:1]),
+            last_decode_s=np.zeros_like(problem.last_decode_s[:1]),
+            hop_decode_s=np.zeros_like(problem.hop_decode_s[:1]),
+            activation_bytes=None if activations is None else activations.min(axis=1, keepdims=True),
+        )
+    return replace(
+        problem,
+        prefill_micro_batches=(problem.batch,),
+        prefill_s=np.zeros_like(problem.prefill_s[:1]),
+        first_prefill_s=np.zeros_like(problem.first_prefill_s[:1]),
+        last_prefill_s=np.zeros_like(problem.last_prefill_s[:1]),
+        hop_prefill_s=np.zeros_like(problem.hop_prefill_s[:1]),
+        activation_bytes=None if activations is None else activations.min(axis=0, keepdims=True),
+    )
