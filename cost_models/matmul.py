@@ -7,7 +7,7 @@ import numpy as np
 from cost_models.roofline import KernelTimes, smooth_max, vector_rate_flop_per_s
 from cost_models.tiles import padded_elements
 from cost_models.work import Floats, Work
-from hardware_specs.kernels import Depth, SmallBatch
+from hardware_specs.kernels import Depth, Returning, SmallBatch
 from hardware_specs.spec import HardwareSpec, KernelProfile
 
 WEIGHT_ONLY_PROFILES = ("gemm_weight_only", "gemm_weight_only_int8")
@@ -86,11 +86,22 @@ def tiled_flop(work: Work, spec: HardwareSpec, profile: KernelProfile) -> Floats
 
 def traffic_s(work: Work, profile: KernelProfile, bandwidth: float) -> Floats:
     """Return the time of the main memory's traffic; activations may have an efficiency of their own."""
-    moved = work.read_bytes + work.write_bytes
+    others = work.read_bytes + work.write_bytes - work.weight_bytes
+    weights = work.weight_bytes
+    if work.weights_return and profile.returning is not None:
+        weights = off_chip_bytes(weights, profile.returning)
     if profile.activation_eff_frac is None:
-        return moved / (bandwidth * profile.byte_eff_frac)
-    weights = work.weight_bytes / profile.byte_eff_frac
-    return (weights + (moved - work.weight_bytes) / profile.activation_eff_frac) / bandwidth
+        return (weights + others) / (bandwidth * profile.byte_eff_frac)
+    return (weights / profile.byte_eff_frac + others / profile.activation_eff_frac) / bandwidth
+
+
+def off_chip_bytes(weights: Floats, returning: Returning) -> Floats:
+    """Return the main memory traffic that takes as long as weights of which a part is still on the chip.
+
+    That part falls with size as ``1 / (1 + (bytes / half)^2)``, a smooth cache; the result grows with size.
+    """
+    share = 1.0 / (1.0 + (weights / returning.half_bytes) ** 2)
+    return weights * (1.0 - share * (1.0 - 1.0 / returning.speedup))
 
 
 def depth_s(depth: Floats, constants: Depth) -> Floats:

@@ -43,6 +43,8 @@ class Work:
         beside_flop: part of ``vector_flop`` that the constants of a product's kernel do not hold, done
             beside it; None for none.
         shape: (n, k) outputs and contraction of a matrix product, None where there is none.
+        weights_return: the same weights are read again before others push them off the chip, as in a
+            micro-benchmark; never so in a model larger than the on-chip memory.
         window: bound on the positions that attention reaches, None for no bound.
     """
 
@@ -62,6 +64,7 @@ class Work:
     beside_flop: Floats | None = None
     shape: tuple[Floats, Floats] | None = None
     window: float | None = None
+    weights_return: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 from dse.errors import ConfigError
 from hardware_specs.document import CollectiveDocument, IntervalDocument, KernelDocument, Quantity
-from hardware_specs.kernels import CollectiveProfile, Depth, Interval, QueryTiles, SmallBatch, Tiling
+from hardware_specs.kernels import (
+    CollectiveProfile,
+    Depth,
+    Interval,
+    QueryTiles,
+    Returning,
+    SmallBatch,
+    Tiling,
+)
 from hardware_specs.reader import Reader
 from hardware_specs.spec import KERNEL_NAMES, KernelProfile
 from hardware_specs.units import parse_number, to_si
@@ -16,6 +24,7 @@ MAX_EFFICIENCY = 2.0
 
 MAX_EXPONENT = 20.0
 MAX_EXPONENTIALS = 50.0
+MAX_SPEEDUP = 20.0
 
 Number = Callable[..., float]
 
@@ -46,6 +55,7 @@ def kernel_of(name: str, entry: KernelDocument, read: Reader) -> KernelProfile:
         activation_eff_frac=maybe(entry.activation_efficiency, "activation_efficiency", MAX_EFFICIENCY),
         tiling=_tiling(entry, number),
         depth=_depth(entry, path, number, read),
+        returning=_returning(entry, path, number, read),
         quantize_eff_frac=maybe(entry.quantize_efficiency, "quantize_efficiency", MAX_EXPONENTIALS),
         small_batch=_small_batch(entry, path, number, read),
         dense_fallback=entry.dense_fallback,
@@ -104,6 +114,16 @@ def _depth(entry: KernelDocument, path: str, number: Number, read: Reader) -> De
     return Depth(
         read.seconds(entry.depth.time, f"{path}.depth.time"),
         number(entry.depth.exponent, "depth.exponent", MAX_EXPONENT),
+    )
+
+
+def _returning(entry: KernelDocument, path: str, number: Number, read: Reader) -> Returning | None:
+    if entry.returning is None:
+        return None
+    half = entry.returning.half
+    return Returning(
+        to_si(half.value, half.unit, "bytes", file=read.file, path=f"{path}.returning.half"),
+        number(entry.returning.speedup, "returning.speedup", MAX_SPEEDUP),
     )
 
 

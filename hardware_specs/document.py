@@ -160,6 +160,13 @@ class DepthDocument(Closed):
     exponent: Any
 
 
+class ReturningDocument(Closed):
+    """Weights that come back before they have left the chip."""
+
+    half: Quantity
+    speedup: Any
+
+
 class SmallBatchDocument(Closed):
     """The kernel for few rows."""
 
@@ -193,6 +200,7 @@ class KernelDocument(Closed):
     activation_efficiency: Any = None
     tiling: TilingDocument | None = None
     depth: DepthDocument | None = None
+    returning: ReturningDocument | None = None
     quantize_efficiency: Any = None
     small_batch: SmallBatchDocument | None = None
     dense_fallback: bool = Field(default=False, strict=True)

@@ -50,6 +50,22 @@ class SmallBatch:
 
 
 @dataclass(frozen=True)
+class Returning:
+    """What a kernel gains when the same weights come back before others have pushed them off the chip.
+
+    So it is in a micro-benchmark that turns over a few copies of a small matrix, and never in a step of a
+    model that is larger than the on-chip memory.
+
+    Attributes:
+        half_bytes: size of the weights half of whose traffic is served on the chip.
+        speedup: on-chip over main memory bandwidth.
+    """
+
+    half_bytes: float
+    speedup: float
+
+
+@dataclass(frozen=True)
 class QueryTiles:
     """How a prefill attention kernel cuts the queries.
 

@@ -17,6 +17,7 @@ from hardware_specs.kernels import (
     Depth,
     Interval,
     QueryTiles,
+    Returning,
     SmallBatch,
     Tiling,
 )
@@ -149,6 +150,7 @@ class KernelProfile:
             block and core. ``wave_frac``: how much of a partly filled wave of blocks is paid for.
         activation_eff_frac: share of the bandwidth for activations, where it is not that of the weights.
         tiling, depth: of matrix products on devices whose cores are known.
+        returning: what weights gain that come back before they have left the chip (micro-benchmarks).
         quantize_eff_frac: share of the bandwidth of the kernel that quantizes activations before a product.
         small_batch: the kernel for few rows.
         dense_fallback: whether the runtime expands the weights to 16 bits and multiplies those where that is
@@ -170,6 +172,7 @@ class KernelProfile:
     activation_eff_frac: float | None = None
     tiling: Tiling | None = None
     depth: Depth | None = None
+    returning: Returning | None = None
     quantize_eff_frac: float | None = None
     small_batch: SmallBatch | None = None
     dense_fallback: bool = False

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dse.calibrate.rows import Array
-from hardware_specs.kernels import Depth, QueryTiles, SmallBatch, Tiling
+from hardware_specs.kernels import Depth, QueryTiles, Returning, SmallBatch, Tiling
 from hardware_specs.spec import HardwareSpec, KernelProfile
 
 LEAST_ROOF_FRAC = 0.97
@@ -40,6 +40,10 @@ _MATMUL = (
     Constant("tiling.wave_frac", 0.01, 1.0, 1.0),
     Constant("tiling.small_loss", 1.0, 1.6, 0.1),
     Constant("tiling.split_loss", 1e-3, 1.0, 1.0),
+)
+_RETURNING = (
+    Constant("returning.half_bytes", 1e5, 1e9, 1.0),
+    Constant("returning.speedup", 1.001, 10.0, 0.5),
 )
 _QUANTIZE = (Constant("quantize_eff_frac", 0.05, MAX_EFF, 0.7),)
 _FEW = (
@@ -82,6 +86,7 @@ NEUTRAL = {
     "quantize_eff_frac": 0.7,
     "tiling": Tiling(0.2, 1.05, 0.1),
     "depth": Depth(2e-6, 1.5),
+    "returning": Returning(1e7, 2.0),
     "small_batch": SmallBatch(0.05, 0.7, 5e-6),
     "query_tiles": QueryTiles(128, 64, 0.6, 2e-6, 0.2),
     "context_log_s": 1e-6,
@@ -91,8 +96,11 @@ NEUTRAL = {
 """Where a fit starts for terms that the prior lacks."""
 
 
-def constants_of(spec: HardwareSpec, profile: str) -> tuple[Constant, ...]:
-    """Return what may be fitted of a profile on a device; tiles and waves need known cores."""
+def constants_of(spec: HardwareSpec, profile: str, *, weights_return: bool = False) -> tuple[Constant, ...]:
+    """Return what may be fitted of a profile on a device; tiles and waves need known cores.
+
+    ``weights_return`` says that the measurements turned over a few copies of small weights.
+    """
     if profile == "elementwise" or spec.n_cores is None:
         return _PLAIN
     if profile == "attention_prefill":
@@ -101,6 +109,7 @@ def constants_of(spec: HardwareSpec, profile: str) -> tuple[Constant, ...]:
         return _DECODE
     return (
         *_MATMUL,
+        *(_RETURNING if weights_return else ()),
         *(_QUANTIZE if profile in QUANTIZING else ()),
         *(_FEW if profile in FEW_ROWS else ()),
     )

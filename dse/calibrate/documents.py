@@ -45,6 +45,11 @@ def kernel_document(profile: KernelProfile, source: str) -> dict[str, Any]:
         }
     if profile.depth is not None:
         entry["depth"] = {"time": _time(profile.depth.time_s), "exponent": rounded(profile.depth.exponent)}
+    if profile.returning is not None:
+        entry["returning"] = {
+            "half": {"value": rounded(profile.returning.half_bytes / 1e6), "unit": "MB"},
+            "speedup": rounded(profile.returning.speedup),
+        }
     if profile.quantize_eff_frac is not None:
         entry["quantize_efficiency"] = rounded(profile.quantize_eff_frac)
     if profile.small_batch is not None:

@@ -58,7 +58,8 @@ def fit_profile(
     """
     from scipy.optimize import least_squares
 
-    constants = constants_of(parts[0][0], prior.name)
+    returns = any(rows.work.weights_return for _, rows in parts)
+    constants = constants_of(parts[0][0], prior.name, weights_return=returns)
     start = completed(prior, constants)
     origin = np.log(values_of(start, constants))
     spreads = np.array([constant.spread for constant in constants])

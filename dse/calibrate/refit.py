@@ -13,7 +13,7 @@ import numpy as np
 
 from cost_models.collectives import library_all_reduce_s
 from dse.calibrate.fit import fit_profile, interval_of, log_ratios
-from dse.calibrate.rows import Array, Measured
+from dse.calibrate.rows import Array, Mask, Measured
 from dse.calibrate.tables import (
     A100,
     CALIBRATED,
@@ -36,6 +36,9 @@ START_FLOP, START_BYTE, START_FLOOR_S, START_EXPONENT = 0.75, 0.85, 6e-6, 1.8
 LONE_SPREAD = 1.25
 """Widens the interval of a family's constants that only one device could be measured for: about the ratio
 that other kernels differ by between devices."""
+
+FOLDS = ((3, 4), (5, 6), (7, 8, 9))
+"""Tenths of the shapes that are left out in turn to see how far constants are off on shapes not fitted."""
 
 FAMILIES = {"datacenter_gpu": (A100, H100), "desktop_gpu": (A100, H100, L40S, RTX)}
 """Devices whose measurements a family's constants are fitted to. The two desktop cards alone are too few, and
@@ -81,13 +84,33 @@ def fit_devices(parts: Sequence[Part]) -> dict[str, dict[str, tuple[KernelProfil
         source = f"dse bench fit: {mine[0].series.library_name} kernels, {WHEEL} (Apache-2.0)"
         if _is_slow_path(mine[0]):
             source = f"{source}; torchao, slower than bf16 at every size"
-        interval = interval_of(_pooled(mine, profile))
+        interval = interval_of(_unseen(mine, name))
         found.setdefault(device, {})[name] = (replace(profile, interval=interval), source)
     return found
 
 
 def _shared(parts: Sequence[Part], name: str) -> KernelProfile:
     return fit_profile([(part.spec, part.rows) for part in parts], neutral(name)).profile
+
+
+def _unseen(parts: Sequence[Part], name: str) -> Array:
+    """Return ln(measured / predicted) of every fitted row under constants fitted to other shapes only.
+
+    Constants look better on the shapes that they were fitted to than on those a user will ask for.
+    """
+    ratios: list[Array] = []
+    for fold in FOLDS:
+        inside = [np.isin(part.rows.tenth, fold) for part in parts]
+        if not all(mask.any() and not mask.all() for mask in inside):
+            continue
+        others = [
+            replace(part, rows=part.rows.where(~mask)) for part, mask in zip(parts, inside, strict=True)
+        ]
+        left_out = [
+            replace(part, rows=part.rows.where(mask)) for part, mask in zip(parts, inside, strict=True)
+        ]
+        ratios.append(_pooled(left_out, _shared(others, name)))
+    return np.concatenate(ratios) if ratios else _pooled(parts, _shared(parts, name))
 
 
 def _is_slow_path(part: Part) -> bool:
@@ -143,7 +166,7 @@ def fit_collective(parts: Sequence[tuple[Link, Transfers]], name: str, source: s
         start, hop, eff, half = np.exp(logs).tolist()
         return CollectiveProfile(name, start, hop, eff, half, "calibrated", source)
 
-    def residuals(logs: Array) -> Array:
+    def errors(logs: Array) -> Array:
         profile = profile_of(logs)
         return np.concatenate(
             [
@@ -154,10 +177,21 @@ def fit_collective(parts: Sequence[tuple[Link, Transfers]], name: str, source: s
             ]
         )
 
-    origin = np.log([5e-6, 1.5e-6, 0.7, 5e6])
-    bounds = (np.log([1e-7, 1e-8, 0.05, 1e3]), np.log([1e-4, 1e-4, 1.0, 1e9]))
-    found = least_squares(residuals, origin, bounds=bounds, loss="cauchy", f_scale=0.1, max_nfev=500)
-    return replace(profile_of(found.x), interval=interval_of(-residuals(found.x)))
+    sizes = np.concatenate([t.message_bytes[~t.held_out] for _, t in parts])
+
+    def fitted(kept: Mask) -> Array:
+        origin = np.log([5e-6, 1.5e-6, 0.7, 5e6])
+        bounds = (np.log([1e-7, 1e-8, 0.05, 1e3]), np.log([1e-4, 1e-4, 1.0, 1e9]))
+        found = least_squares(
+            lambda logs: errors(logs)[kept], origin, bounds=bounds, loss="cauchy", f_scale=0.1, max_nfev=500
+        )
+        return np.asarray(found.x)
+
+    unseen = np.empty(len(sizes))
+    for size in np.unique(sizes):
+        left_out = sizes == size
+        unseen[left_out] = -errors(fitted(~left_out))[left_out]
+    return replace(profile_of(fitted(np.ones(len(sizes), dtype=bool))), interval=interval_of(unseen))
 
 
 def fit_collectives() -> tuple[dict[str, list[CollectiveProfile]], dict[str, list[CollectiveProfile]]]:

@@ -17,6 +17,7 @@ from hardware_specs.spec import HardwareSpec
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Tenths = NDArray[np.int64]
 
 HELD_OUT_TENTHS = 3
 """Of ten weight shapes (n, k), or head layouts, this many are never fitted."""
@@ -30,18 +31,24 @@ class Measured:
         label: what it is, e.g. "gemm fp8".
         work: one entry per row, arrays of shape (N,).
         seconds: (N,) measured times.
-        held_out: (N,) rows whose shape no fit may see.
+        tenth: (N,) which of ten parts a row's shape falls into; the first three no fit may see.
         sizes: (N, 3) m, n, k of products; sequences, context and heads of attention.
     """
 
     label: str
     work: Work
     seconds: Array
-    held_out: Mask
+    tenth: Tenths
     sizes: Array
 
     def __len__(self) -> int:
         return len(self.seconds)
+
+    @property
+    def held_out(self) -> Mask:
+        """(N,) rows whose shape no fit may see."""
+        held: Mask = self.tenth < HELD_OUT_TENTHS
+        return held
 
     def where(self, mask: Mask) -> Measured:
         """Return the rows of a mask."""
@@ -49,7 +56,7 @@ class Measured:
             self.label,
             pick(self.work, mask),
             self.seconds[mask],
-            self.held_out[mask],
+            self.tenth[mask],
             self.sizes[mask],
         )
 
@@ -76,14 +83,14 @@ def pick(work: Work, mask: Mask) -> Work:
     return replace(work, **parts, shape=shape)  # type: ignore[arg-type]
 
 
-def shape_held_out(first: Array, second: Array) -> Mask:
-    """Return which shapes are held out: a fixed hash of two sizes, the same on every machine."""
+def shape_tenths(first: Array, second: Array) -> Tenths:
+    """Return which of ten parts each shape falls into: a fixed hash of two sizes, the same everywhere."""
     mixed = first.astype(np.uint64) * np.uint64(2654435761) + second.astype(np.uint64) * np.uint64(2794643117)
     for shift, factor in ((15, 2246822519), (13, 3266489917)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(16)
-    held: Mask = mixed % np.uint64(10) < np.uint64(HELD_OUT_TENTHS)
-    return held
+    tenths: Tenths = (mixed % np.uint64(10)).astype(np.int64)
+    return tenths
 
 
 def matmul_rows(
@@ -97,7 +104,7 @@ def matmul_rows(
     stored = np.array([stored_bits(precision.weights, int(r), int(c)) for r, c in zip(n, k, strict=True)])
     rows = np.array([row_bits(precision.activations, int(c)) for c in k])
     work = linear_work(linear_path(spec, precision), m, n, k, stored / BITS_PER_BYTE, rows / BITS_PER_BYTE)
-    return Measured(label, work, seconds, shape_held_out(n, k), np.stack([m, n, k], axis=1))
+    return Measured(label, work, seconds, shape_tenths(n, k), np.stack([m, n, k], axis=1))
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,6 @@ def attention_rows(
         for name in fields:
             columns[name][rows] = getattr(work, name)
     assert work is not None, "no rows"
-    held = shape_held_out(sizes.heads * 1024 + sizes.kv_heads, sizes.head_dim)
+    tenth = shape_tenths(sizes.heads * 1024 + sizes.kv_heads, sizes.head_dim)
     keys = np.stack([sizes.batch, sizes.context, sizes.heads], axis=1)
-    return Measured(label, replace(work, **columns), seconds, held, keys)  # type: ignore[arg-type]
+    return Measured(label, replace(work, **columns), seconds, tenth, keys)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -206,7 +206,8 @@ def _gemm(series: Series, spec: HardwareSpec, frame: Any, n_rows: int) -> Measur
     frame = _sampled(series, frame, n_rows)
     m, n, k = (_column(frame, name) for name in ("m", "n", "k"))
     precision = parse_precision(PRECISIONS[series.dtype])
-    return matmul_rows(_label(series), spec, precision, m, n, k, _column(frame, "latency") * 1e-3)
+    rows = matmul_rows(_label(series), spec, precision, m, n, k, _column(frame, "latency") * 1e-3)
+    return replace(rows, work=replace(rows.work, weights_return=True))
 
 
 def _attention(series: Series, spec: HardwareSpec, frame: Any, n_rows: int) -> Measured:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.matmul import EXPANDING_SLOWDOWN
+from cost_models.matmul import EXPANDING_SLOWDOWN, off_chip_bytes
 from cost_models.pricing import price
 from cost_models.tiles import SHAPES, SPLITS, padded_elements
 from cost_models.work import Work
-from hardware_specs.kernels import Depth, SmallBatch, Tiling
+from hardware_specs.kernels import Depth, Returning, SmallBatch, Tiling
 from tests.factories import make_profile, make_spec
 
 TILING = Tiling(0.4, 1.1, 0.2)
@@ -132,3 +132,27 @@ def test_broadcasts(name):
     outputs = np.array([256.0, 4096])
     spec = make_spec(profiles=(replace(make_profile(name), tiling=TILING, depth=Depth(1e-6, 2.0)),))
     assert np.shape(price(product(rows, outputs, 1024.0, name), spec).time_s) == (3, 2)
+
+
+RETURNING = Returning(half_bytes=1e7, speedup=4.0)
+
+
+def test_weights_that_come_back_are_partly_on_the_chip():
+    # Closed form: at half_bytes half of the traffic is four times as fast.
+    assert off_chip_bytes(1e7, RETURNING) == pytest.approx(1e7 * (0.5 + 0.5 / 4))
+    assert off_chip_bytes(1.0, RETURNING) == pytest.approx(0.25)
+    assert off_chip_bytes(1e11, RETURNING) == pytest.approx(1e11, rel=1e-4)
+
+
+@given(size=st.floats(1, 1e10), more=st.floats(1, 3), speedup=st.floats(1, 20))
+def test_larger_weights_never_take_less_traffic(size, more, speedup):
+    returning = Returning(1e7, speedup)
+    assert off_chip_bytes(size * more, returning) >= off_chip_bytes(size, returning) * (1 - 1e-12)
+
+
+def test_a_model_pays_for_its_weights_in_full():
+    spec = make_spec(profiles=(replace(make_profile(), returning=RETURNING),))
+    model, benchmark = product(8, 1024, 1024), replace(product(8, 1024, 1024), weights_return=True)
+    plain = make_spec(profiles=(make_profile(),))
+    assert price(model, spec).time_s == price(model, plain).time_s
+    assert price(benchmark, spec).time_s < price(benchmark, plain).time_s
