@@ -37,7 +37,7 @@ def measurements(n_rows: int, noise: float, seed: int = 0, profile: KernelProfil
 
 
 def test_many_measurements_recover_the_constants():
-    fit = fit_profile([(H200, measurements(1500, 0.01))], H200.kernel("gemm"))
+    fit = fit_profile([(H200, measurements(6000, 0.01))], H200.kernel("gemm"))
     assert fit.profile.flop_eff_frac == pytest.approx(0.6, rel=0.02)
     assert fit.profile.byte_eff_frac == pytest.approx(0.7, rel=0.02)
     assert fit.profile.floor_s + 4e-6 == pytest.approx(13e-6, rel=0.1)
