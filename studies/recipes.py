@@ -83,6 +83,7 @@ class _Outliers(Closed):
     share_frac: float
     score: str = "magnitude"
     exact_inputs: bool = False
+    format: str = "fp16"
 
 
 class _RecipeFile(Closed):

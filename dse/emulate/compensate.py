@@ -15,12 +15,13 @@ from dse.emulate.calibrate import InputStatistics, Progress, walk_blocks
 from dse.emulate.corpus import TokenSample
 from dse.emulate.model import EmulatedModel, TensorFormats
 from dse.emulate.one_weight import Compressed, OneWeight, compress
+from dse.emulate.principal import rotate_to_principal
 from dse.emulate.scaling import scale_channels
 from dse.emulate.transforms import quarot
 from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat
 
-TRANSFORM_NAMES = ("none", "awq", "smooth", "rotate", "quarot")
+TRANSFORM_NAMES = ("none", "awq", "smooth", "rotate", "quarot", "principal")
 SMOOTH_ALPHA = 0.5  # SmoothQuant's default, arXiv 2211.10438
 
 
@@ -29,7 +30,8 @@ class WeightRecipe(OneWeight):
     """How the weights of a model are quantized.
 
     Attributes:
-        transform: "none", "awq", "smooth", "rotate" (offline rotation of the residual stream) or "quarot".
+        transform: "none", "awq", "smooth", "rotate" (offline rotation of the residual stream), "quarot", or
+            "principal" (the residual stream in its principal components).
         alpha: of SmoothQuant.
         seed: of random rotations.
     """
@@ -55,7 +57,7 @@ class WeightRecipe(OneWeight):
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration tokens are used."""
-        return self.transform in ("awq", "smooth") or self.weights_need_calibration
+        return self.transform in ("awq", "smooth", "principal") or self.weights_need_calibration
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,12 @@ def apply_recipe(
     if sample is None and recipe.needs_calibration:
         raise ConfigError("this recipe needs calibration tokens")
     ids = torch.zeros(0, 1) if sample is None else torch.from_numpy(sample.ids).long()
+    fmt_of = dict(formats.weights)
     if recipe.transform in ("awq", "smooth"):
-        fmt_of = dict(formats.weights)
         alpha = recipe.alpha if recipe.transform == "smooth" else None
         scale_channels(model, fmt_of, paths_by_block(model, fmt_of), ids, smooth_alpha=alpha)
+    elif recipe.transform == "principal":
+        rotate_to_principal(model, paths_by_block(model, fmt_of), ids, seed=recipe.seed)
     elif recipe.transform in ("rotate", "quarot"):
         quarot(model, recipe.seed, online=recipe.transform == "quarot")
     prepared = quantized_weights(model, formats, recipe, ids, progress)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dse.emulate.calibrate import InputStatistics
 from dse.errors import ConfigError
+from dse.formats.grammar import parse_format
 from dse.formats.precision import NumberFormat
 from dse.formats.storage import stored_bits
 from dse.quantize.fake import fake_quantize
@@ -35,7 +36,7 @@ ELEMENT_SCORES: tuple[Score, ...] = ("magnitude", "obs")
 
 @dataclass(frozen=True)
 class OutlierStore:
-    """What is kept in float16 beside the low-bit matrix.
+    """What is kept beside the low-bit matrix, in float16 or, for columns, in any format.
 
     Attributes:
         kind: "columns" (dense), "csr" or "bitmap" (single elements).
@@ -44,12 +45,14 @@ class OutlierStore:
             Atom), "absmax" (largest input, QUIK), "sensitivity" (H_jj ||W_j - Q(W_j)||^2, OWQ). Elements:
             "magnitude", or "obs" (w^2 / U_jj^2, SpQR and PB-LLM).
         exact_inputs: the kept columns' inputs stay in full precision too (QUIK).
+        format: of kept columns, "fp16" or e.g. "int8_row" (Atom, ResQ: two widths side by side).
     """
 
     kind: StoreKind
     share_frac: float
     score: Score = "magnitude"
     exact_inputs: bool = False
+    format: str = "fp16"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StoreKind):
@@ -65,6 +68,9 @@ class OutlierStore:
             )
         if self.exact_inputs and self.kind != "columns":
             raise ConfigError("only whole columns have inputs of their own", path="exact_inputs")
+        if self.format != "fp16" and self.kind != "columns":
+            raise ConfigError("only whole columns have a format of their own", path="format")
+        parse_format(self.format)
 
     @property
     def needs_calibration(self) -> bool:
@@ -191,14 +197,16 @@ def _with_columns(
     rows, columns = weight.shape
     count = max(1, round(store.share_frac * columns))
     keep = sorted(_column_scores(weight, fmt, store, inputs).topk(count).indices.tolist())
-    extra = count * (rows * VALUE_BITS + INDEX_BITS)
+    high = parse_format(store.format)
+    extra = stored_bits(high, rows, count) + count * INDEX_BITS
     extra += stored_bits(fmt, rows, columns - count) - stored_bits(fmt, rows, columns)
     if how.quantizer == "rtn":
         values = with_columns(weight, fmt, keep, how.fit).weight
+        values[:, keep] = fake_quantize(weight[:, keep], high)
     else:
         assert inputs is not None
         values = _rounded(weight, fmt, how, inputs.hessian, keep=keep)
-        values[:, keep] = values[:, keep].half().float()
+        values[:, keep] = fake_quantize(values[:, keep], high)
     return Compressed(values, extra, tuple(keep) if store.exact_inputs else ())
 
 

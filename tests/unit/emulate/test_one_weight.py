@@ -11,6 +11,7 @@ from dse.emulate.one_weight import OneWeight, OutlierStore, compress
 from dse.errors import ConfigError
 from dse.formats.grammar import parse_format
 from dse.formats.storage import stored_bits
+from dse.quantize import fake_quantize
 from dse.quantize.gptq import inverse_factor
 from dse.quantize.outliers import low_rank_factors
 
@@ -54,6 +55,25 @@ def test_columns(quantizer: str, weight: Tensor, inputs: InputStatistics) -> Non
     assert total == stored_bits(FMT, ROWS, COLUMNS - 4) + 4 * (16 * ROWS + 16)
     plain = compress(weight, FMT, OneWeight(quantizer), inputs)
     assert _loss(weight, made.weight, inputs) < _loss(weight, plain.weight, inputs)
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "gptq"])
+def test_columns_of_another_width(quantizer: str, weight: Tensor, inputs: InputStatistics) -> None:
+    """Two widths side by side: the bits of both matrices, and an error between those of either alone."""
+    high = parse_format("int8_row_full")
+    store = OutlierStore("columns", 1 / 8, "activation", format="int8_row_full")
+    made = compress(weight, FMT, OneWeight(quantizer, outliers=store), inputs)
+    keep = sorted(inputs.moments.diagonal().topk(16).indices.tolist())
+    total = stored_bits(FMT, ROWS, COLUMNS) + made.extra_bits
+    assert total == stored_bits(FMT, ROWS, 112) + stored_bits(high, ROWS, 16) + 16 * 16
+    kept = made.weight[:, keep]
+    assert torch.allclose(kept, fake_quantize(kept, high), rtol=1e-6)
+    if quantizer == "rtn":
+        assert torch.equal(kept, fake_quantize(weight[:, keep], high))
+    alone = compress(weight, FMT, OneWeight(quantizer), inputs)
+    best = compress(weight, high, OneWeight(quantizer), inputs)
+    losses = [_loss(weight, entry.weight, inputs) for entry in (best, made, alone)]
+    assert losses[0] < losses[1] < losses[2]
 
 
 @pytest.mark.parametrize("kind", ["csr", "bitmap"])
@@ -102,6 +122,8 @@ def test_plain_low_rank_is_the_truncated_decomposition(weight: Tensor) -> None:
         ({"kind": "csr", "share_frac": 0.0}, "share_frac: must be between"),
         ({"kind": "csr", "share_frac": 0.1, "score": "absmax"}, "cannot be chosen by"),
         ({"kind": "csr", "share_frac": 0.1, "exact_inputs": True}, "whole columns"),
+        ({"kind": "csr", "share_frac": 0.1, "format": "int8_row"}, "whole columns"),
+        ({"kind": "columns", "share_frac": 0.1, "format": "int8_rwo"}, "did you mean 'int8_row'"),
     ],
 )
 def test_stores_that_cannot_be(fields: dict[str, object], words: str) -> None:
