@@ -15,11 +15,33 @@ from dse.graph.liveness import DTYPE_BYTES
 from dse.graph.operator import Block, OperatorGraph
 from dse.graph.summary import trace_document
 from reports.build import content_policy, page_environment, template_text
+from reports.graph_costs import GraphCosts
 from reports.graph_layout import Drawing, draw_block
 from reports.theme import HEAT_SCALE, TAG_COLOURS
 from reports.units import fmt_percent, fmt_si, fmt_significant, plural
 
 PHASES = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that colours the page; ``adds_up`` says that a layer's is the sum over its operators."""
+
+    key: str
+    label: str
+    unit: str
+    adds_up: bool = True
+
+
+MEASURES = (
+    Measure("time_s", "Time", "s"),
+    Measure("energy_j", "Energy", "J"),
+    Measure("bits", "Bits a weight", "bits", adds_up=False),
+    Measure("bytes", "Bytes moved", "B"),
+    Measure("flop", "FLOP", "FLOP"),
+    Measure("intensity", "FLOP per byte", "FLOP/B", adds_up=False),
+)
+"""The last three need no device."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,12 @@ class Part:
 
 
 def write_graph_page(
-    graph: OperatorGraph, path: Path, batch: int, prompt: int, context: int | None = None
+    graph: OperatorGraph,
+    path: Path,
+    batch: int,
+    prompt: int,
+    context: int | None = None,
+    costs: GraphCosts | None = None,
 ) -> Path:
     """Write the page of a graph at one shape, an older one replaced only once it is whole.
 
@@ -53,42 +80,57 @@ def write_graph_page(
         path: an ``.html`` file.
         batch, prompt: sequences and prompt tokens of each in prefill.
         context: positions that the decode step attends to; prompt + 1 by default.
+        costs: of every operator on a device at the same shape, which adds time, energy and bits.
     """
-    write_atomic(path, render_graph_page(graph, batch, prompt, context))
+    write_atomic(path, render_graph_page(graph, batch, prompt, context, costs))
     return path
 
 
-def render_graph_page(graph: OperatorGraph, batch: int, prompt: int, context: int | None = None) -> str:
+def render_graph_page(
+    graph: OperatorGraph,
+    batch: int,
+    prompt: int,
+    context: int | None = None,
+    costs: GraphCosts | None = None,
+) -> str:
     """Return the page as one HTML text that loads nothing; equal graphs give equal bytes."""
     document = trace_document(graph, batch, prompt, context)
+    measures = MEASURES if costs is not None else MEASURES[-3:]
     parts = _parts(graph, document)
+    variants, strip = _strip(graph, parts, document, costs)
     script = template_text("graph.js")
-    numbers = {
-        part.key: [{key: row[key] for key in ("prefill", "decode")} for row in part.rows] for part in parts
+    data = {
+        "variants": variants,
+        "scale": HEAT_SCALE,
+        "units": {measure.key: measure.unit for measure in measures},
+        "sums": [measure.key for measure in measures if measure.adds_up],
     }
     return (
         page_environment()
         .get_template("graph.html.j2")
         .render(
             document=document,
-            workload=_workload(document),
+            workload=_workload(document, costs),
             tiles=_tiles(document),
             parts=parts,
-            strip=_strip(graph, parts),
+            strip=strip,
+            measures=measures,
+            has_costs=costs is not None,
             style=Markup(template_text("style.css") + template_text("graph.css")),  # noqa: S704  our own files
             script=Markup(script),  # noqa: S704  our own file
             policy=content_policy((script,)),
             tags=TAG_COLOURS,
-            data=Markup(json.dumps({"parts": numbers, "scale": HEAT_SCALE}, sort_keys=True)),  # noqa: S704
+            data=Markup(json.dumps(data, sort_keys=True)),  # noqa: S704
         )
     )
 
 
-def _workload(document: dict[str, Any]) -> str:
+def _workload(document: dict[str, Any], costs: GraphCosts | None) -> str:
     shape = document["shape"]
+    where = "bfloat16" if costs is None else f"{', '.join(costs.precisions)} on {costs.device}"
     return (
         f"batch of {shape['batch']:,}: prefill of {shape['prompt']:,} tokens, "
-        f"decode step at {shape['context']:,} positions, bfloat16"
+        f"decode step at {shape['context']:,} positions, {where}"
     )
 
 
@@ -122,6 +164,15 @@ def _parts(graph: OperatorGraph, document: dict[str, Any]) -> tuple[Part, ...]:
     return tuple(_part(graph, key, title, block, by_name, totals) for key, title, block in named if block.ops)
 
 
+def _in_words(graph: OperatorGraph, block: Block) -> str:
+    if not block.layers:
+        return ""
+    whose = ""
+    if graph.n_encoder_layers:
+        whose = "encoder, " if block.layers[0] < graph.n_encoder_layers else "decoder, "
+    return f"{whose}{plural(len(block.layers), 'layer')}: {layer_ranges(block.layers)}"
+
+
 def _part(
     graph: OperatorGraph,
     key: str,
@@ -141,10 +192,9 @@ def _part(
             for size in ("flop", "bytes")
         )
         shares.append(f"{phase} {', '.join(parts)}")
-    subtitle = ""
-    if block.layers:
-        subtitle = f"{plural(len(block.layers), 'layer')}: {layer_ranges(block.layers)}"
-    return Part(key, title, subtitle, block.layers, draw_block(block, item), rows, " · ".join(shares))
+    return Part(
+        key, title, _in_words(graph, block), block.layers, draw_block(block, item), rows, " · ".join(shares)
+    )
 
 
 def layer_ranges(layers: tuple[int, ...]) -> str:
@@ -194,12 +244,59 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _strip(graph: OperatorGraph, parts: tuple[Part, ...]) -> list[dict[str, Any]]:
-    """Return one cell for each part in model order: prologue, every layer, epilogue."""
-    of_layer = {layer: part.key for part in parts for layer in part.layers}
-    cells: list[dict[str, Any]] = [
-        {"key": part.key, "label": "in", "layer": None} for part in parts if part.key == "before"
+def _strip(
+    graph: OperatorGraph, parts: tuple[Part, ...], document: dict[str, Any], costs: GraphCosts | None
+) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Return the distinct rows of numbers, and a cell for each part in model order, which points to its own.
+
+    Layers that share a block have numbers of their own where a plan gives them unlike precisions.
+    """
+    by_name = {row["name"]: row for row in document["operators"]}
+    of_layer = {layer: part for part in parts for layer in part.layers}
+    places: list[tuple[Part, Block, int | None]] = [
+        (part, graph.prologue, None) for part in parts if part.key == "before"
     ]
-    cells += [{"key": of_layer[n], "label": str(n), "layer": n} for n in range(graph.n_layers)]
-    cells += [{"key": part.key, "label": "out", "layer": None} for part in parts if part.key == "after"]
-    return cells
+    places += [(of_layer[layer], block, layer) for layer, block in enumerate(graph.block_of_layer)]
+    places += [(part, graph.epilogue, None) for part in parts if part.key == "after"]
+    variants: list[list[dict[str, Any]]] = []
+    known: dict[tuple[str, str], int] = {}
+    cells = []
+    for part, block, layer in places:
+        names = [block.full_name(op, layer) for op in block.ops]
+        rows = [_numbers(row, by_name[name], name, costs) for row, name in zip(part.rows, names, strict=True)]
+        key = (part.key, json.dumps(rows, sort_keys=True))
+        if key not in known:
+            known[key] = len(variants)
+            variants.append(rows)
+        label = {"before": "in", "after": "out"}.get(part.key, str(layer))
+        path = "" if layer is None else block.path(layer)
+        cells.append({"key": part.key, "label": label, "layer": layer, "variant": known[key], "path": path})
+    return variants, cells
+
+
+def _numbers(
+    row: dict[str, Any], traced: dict[str, Any], name: str, costs: GraphCosts | None
+) -> dict[str, Any]:
+    """Return {phase: {measure: number, "text": {measure: words}}} of one operator of one layer."""
+    if costs is None:
+        return {phase: row[phase] for phase in PHASES}
+    entry = {}
+    for phase in PHASES:
+        priced = costs.numbers[name, phase]
+        flop = _number(traced, phase, "flop")
+        values = {
+            "time_s": priced["time_s"],
+            "energy_j": priced["energy_j"],
+            "bits": costs.bits.get(name, 0.0),
+            "bytes": priced["bytes"],
+            "flop": flop,
+            "intensity": round(flop / priced["bytes"], 4) if priced["bytes"] else 0.0,
+        }
+        entry[phase] = {**values, "text": {m.key: _told(values[m.key], m) for m in MEASURES}}
+    return entry
+
+
+def _told(value: float, measure: Measure) -> str:
+    if measure.adds_up:
+        return fmt_si(value, measure.unit)
+    return f"{fmt_significant(value)} {measure.unit}" if value else "–"

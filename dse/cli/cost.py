@@ -26,19 +26,18 @@ def cost(
     batch: int = options.BATCH,
     prompt: int = options.PROMPT,
     output: int = options.OUTPUT,
+    source: int | None = options.SOURCE,
     grid: float | None = typer.Option(None, "--grid", min=0, help="Grams of CO2e per kWh of the local grid."),
     as_json: bool = options.JSON,
 ) -> None:
     """Price a model on a device."""
     from dse.evaluate.breakdown import cost_document
-    from dse.graph.cache import load_graph
     from hardware_specs.loader import load_device
-    from studies.catalogue import resolve_model
 
     workload = options.workload_of(batch, prompt, output)
     spec = load_device(device)
     uniform = options.precision_of(weights, activations, kv)
-    graph = load_graph(resolve_model(model))
+    graph = options.load_graph_of(model, source)
     if plan is None:
         document = cost_document(graph, spec, uniform, workload, grid_g_per_kwh=grid)
     else:

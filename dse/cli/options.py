@@ -20,6 +20,12 @@ JSON = typer.Option(False, "--json", help="Print one JSON document to stdout and
 MODEL = typer.Argument(..., help="Catalogue name, local Hugging Face folder, .gguf file or hub id.")
 BATCH = typer.Option(1, "--batch", help="Sequences in the batch.")
 PROMPT = typer.Option(512, "--prompt", help="Prompt tokens.")
+SOURCE = typer.Option(
+    None,
+    "--source",
+    min=1,
+    help="Tokens that the encoder of an encoder-decoder reads; default: the model's own.",
+)
 OUTPUT = typer.Option(128, "--output", help="Output tokens.")
 WEIGHTS = typer.Option("bf16", "--weights", help="Weight format, e.g. int4_g64_asym, fp8_e4m3, mxfp4, bf16.")
 ACTIVATIONS = typer.Option("bf16", "--activations", help="Activation format, e.g. int8_token.")
@@ -66,6 +72,25 @@ def workload_of(batch: int, prompt: int, output: int) -> Workload:
     from dse.graph.workload import Workload
 
     return Workload(batch=batch, prompt_tokens=prompt, output_tokens=output)
+
+
+def load_graph_of(model: str, source_tokens: int | None = None) -> OperatorGraph:
+    """Return the operator graph of a model, of an encoder-decoder for an input of ``source_tokens``.
+
+    Raises:
+        ConfigError: no such model, it cannot be traced, or it has no encoder to read a source.
+    """
+    from dataclasses import replace
+
+    from dse.graph.cache import load_graph
+    from studies.catalogue import resolve_model
+
+    graph = load_graph(resolve_model(model))
+    if source_tokens is None:
+        return graph
+    if graph.source_tokens is None:
+        raise ConfigError(f"'{model}' is no encoder-decoder", path="--source", value=source_tokens)
+    return load_graph(replace(resolve_model(model), source_tokens=source_tokens))
 
 
 def read_plan(path: Path) -> Plan:

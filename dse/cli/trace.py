@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from dse.cli.options import BATCH, JSON, MODEL, PROMPT
+from dse.cli.options import (
+    ACTIVATIONS,
+    BATCH,
+    JSON,
+    KV,
+    MODEL,
+    PROMPT,
+    SOURCE,
+    WEIGHTS,
+    load_graph_of,
+    precision_of,
+    read_plan,
+    units_of_plan,
+)
 from dse.cli.output import emit_json, fold_layers, note, si, table
 from dse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dse.formats.precision import Precision
+    from dse.graph.operator import OperatorGraph
 
 
 def register(app: typer.Typer) -> None:
@@ -24,33 +42,41 @@ def trace(
     context: int | None = typer.Option(
         None, help="Positions attended to in a decode step; default PROMPT + 1."
     ),
+    source: int | None = SOURCE,
     output: Path | None = typer.Option(
         None, "-o", "--out", help="Write the graph: .html, .json or .graphml."
     ),
+    device: str | None = typer.Option(
+        None, "--device", help="With an .html file: adds time, energy and bits on this device."
+    ),
+    plan: Path | None = typer.Option(None, "--plan", help="With --device: a plan.json of precisions."),
+    weights: str = WEIGHTS,
+    activations: str = ACTIVATIONS,
+    kv: str = KV,
     as_json: bool = JSON,
 ) -> None:
     """Trace a model into its operator graph."""
-    from dse.graph.cache import load_graph
     from dse.graph.summary import trace_document
     from dse.graph.workload import Workload
-    from studies.catalogue import resolve_model
 
     Workload(batch=batch, prompt_tokens=prompt, output_tokens=1)  # refuses what cannot be
     if output is not None and output.suffix not in {".html", ".json", ".graphml"}:
         raise ConfigError("the file must end in .html, .json or .graphml", file=str(output))
-    graph = load_graph(resolve_model(model))
+    if device is not None and (output is None or output.suffix != ".html"):
+        raise ConfigError("needs '-o FILE.html' (as a table: dse cost)", path="--device", value=device)
+    graph = load_graph_of(model, source)
     document = trace_document(graph, batch, prompt, context)
     if output is not None:
-        from dse.content import write_atomic
-        from dse.graph.view import write_graphml
-
         if output.suffix == ".html":
-            from reports.graph_page import write_graph_page
-
-            write_graph_page(graph, output, batch, prompt, context)
+            precision = precision_of(weights, activations, kv)
+            _write_page(graph, output, document["shape"], device, plan, precision)
         elif output.suffix == ".json":
+            from dse.content import write_atomic
+
             write_atomic(output, json.dumps(document, indent=1) + "\n")
         else:
+            from dse.graph.view import write_graphml
+
             write_graphml(graph, output)
         note(f"wrote {output}")
     if as_json:
@@ -77,3 +103,29 @@ def trace(
         ]
         columns = ("operator", "n", "kind", "parameters", "FLOP", "read", "write")
         table(title, columns, rows, numeric_from=3)
+
+
+def _write_page(
+    graph: OperatorGraph,
+    path: Path,
+    shape: dict[str, int],
+    device: str | None,
+    plan: Path | None,
+    uniform: Precision,
+) -> None:
+    from reports.graph_costs import graph_costs
+    from reports.graph_page import write_graph_page
+
+    sizes = (shape["batch"], shape["prompt"], shape["context"])
+    costs = None
+    if device is not None:
+        from hardware_specs.loader import load_device
+
+        spec = load_device(device)
+        if plan is None:
+            costs = graph_costs(graph, spec, uniform, (), *sizes)
+        else:
+            parsed = read_plan(plan)
+            units = units_of_plan(parsed, graph)
+            costs = graph_costs(graph, spec, parsed.assignment.by_unit, units, *sizes)
+    write_graph_page(graph, path, *sizes, costs)

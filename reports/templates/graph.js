@@ -3,7 +3,10 @@
   const root = document.documentElement;
   const data = JSON.parse(document.getElementById("data").textContent);
   const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const state = { phase: "prefill", size: "bytes", dark: null };
+  const state = { phase: "prefill", size: Object.keys(data.units).includes("time_s") ? "time_s" : "bytes", dark: null };
+  const cells = Array.from(document.querySelectorAll(".layers button"));
+  const shown = {};
+  cells.forEach(function (cell) { if (!(cell.dataset.part in shown)) shown[cell.dataset.part] = cell; });
 
   function theme() {
     root.dataset.theme = (state.dark === null ? system.matches : state.dark) ? "dark" : "light";
@@ -42,27 +45,38 @@
   }
 
   function short(value) {
-    const units = ["", "k", "M", "G", "T", "P", "E"];
-    const step = Math.max(0, Math.min(6, Math.floor(Math.log10(Math.max(value, 1)) / 3)));
-    const unit = { bytes: "B", flop: "FLOP", intensity: "FLOP/B" }[state.size];
-    return (value / Math.pow(1000, step)).toPrecision(3) + " " + units[step] + unit;
+    const unit = data.units[state.size];
+    if (!data.sums.includes(state.size)) return value.toPrecision(3) + " " + unit;
+    const units = ["p", "n", "µ", "m", "", "k", "M", "G", "T", "P", "E"];
+    const step = value > 0 ? Math.max(-4, Math.min(6, Math.floor(Math.log10(value) / 3 + 1e-9))) : 0;
+    return (value / Math.pow(1000, step)).toPrecision(3) + " " + units[step + 4] + unit;
   }
 
   function valueOf(row) { return row[state.phase][state.size]; }
 
+  function rowsOf(cell) { return data.variants[Number(cell.dataset.variant)]; }
+
+  // Bits have no sum: a layer shows the mean over its operators that have weights.
   function sums(rows) {
     const add = function (size) {
       return rows.reduce(function (sum, row) { return sum + row[state.phase][size]; }, 0);
     };
-    return state.size === "intensity" ? add("flop") / Math.max(1, add("bytes")) : add(state.size);
+    if (state.size === "intensity") return add("flop") / Math.max(1, add("bytes"));
+    if (state.size === "bits") return add("bits") / Math.max(1, rows.filter(valueOf).length);
+    return add(state.size);
+  }
+
+  function share(cell) {
+    if (!data.sums.includes(state.size)) return "";
+    const whole = cells.reduce(function (sum, other) { return sum + sums(rowsOf(other)); }, 0);
+    return ", " + (100 * sums(rowsOf(cell)) / whole).toPrecision(3) + " % of the model";
   }
 
   function paint() {
-    const keys = Object.keys(data.parts);
-    const all = [].concat.apply([], keys.map(function (key) { return data.parts[key].map(valueOf); }));
+    const all = [].concat.apply([], data.variants.map(function (rows) { return rows.map(valueOf); }));
     const scale = scaleOf(all);
     document.querySelectorAll("[data-op]").forEach(function (element) {
-      const row = data.parts[element.dataset.part][Number(element.dataset.op)];
+      const row = rowsOf(shown[element.dataset.part])[Number(element.dataset.op)];
       const rgb = colourAt(scale.place(valueOf(row)));
       const css = "rgb(" + rgb.join(",") + ")";
       if (element.tagName === "g") {
@@ -71,20 +85,22 @@
         element.classList.toggle("dark", isBright(rgb));
       } else {
         element.querySelector(".swatch").style.background = css;
-        ["flop", "bytes", "intensity"].forEach(function (size) {
+        Object.keys(data.units).forEach(function (size) {
           element.querySelector("[data-size=" + size + "]").textContent = row[state.phase].text[size];
         });
       }
     });
-    const totals = {};
-    keys.forEach(function (key) { totals[key] = sums(data.parts[key]); });
-    const parts = scaleOf(keys.map(function (key) { return totals[key]; }));
-    document.querySelectorAll(".layers button").forEach(function (button) {
-      const rgb = colourAt(parts.place(totals[button.dataset.part]));
+    const totals = data.variants.map(sums);
+    const parts = scaleOf(totals);
+    cells.forEach(function (button) {
+      const total = totals[Number(button.dataset.variant)];
+      const rgb = colourAt(parts.place(total));
       button.style.background = "rgb(" + rgb.join(",") + ")";
       button.style.color = isBright(rgb) ? "#1d2330" : "#fff";
-      button.title = button.dataset.title + ": " + short(totals[button.dataset.part]);
+      button.title = button.dataset.title + ": " + short(total) + share(button);
     });
+    const current = document.querySelector(".layers [aria-current]") || shown[Object.keys(shown)[1]] || cells[0];
+    document.getElementById("share").textContent = current.title;
     document.querySelector("[data-low]").textContent = short(Math.pow(10, scale.low));
     document.querySelector("[data-high]").textContent = short(Math.pow(10, scale.high));
     document.querySelectorAll(".choice button").forEach(function (button) {
@@ -93,21 +109,38 @@
     });
   }
 
-  function open(button) {
+  function open(button, scroll) {
     document.querySelectorAll(".layers [aria-current]").forEach(function (other) {
       other.removeAttribute("aria-current");
     });
     button.setAttribute("aria-current", "true");
+    shown[button.dataset.part] = button;
+    paint();
     const card = document.getElementById("part-" + button.dataset.part);
     card.open = true;
     card.querySelector("[data-chosen]").textContent = button.dataset.layer ? "showing layer " + button.dataset.layer : "";
-    card.scrollIntoView({ block: "start" });
+    if (scroll) card.scrollIntoView({ block: "start" });
+  }
+
+  // "layer 7", "7", a module path such as model.layers.7, or that and an operator of the layer.
+  function cellOf(wanted) {
+    const number = wanted.match(/^(?:layer\s*)?(\d+)$/);
+    return cells.find(function (cell) {
+      const path = (cell.dataset.path || "").toLowerCase();
+      if (number) return cell.dataset.layer === String(Number(number[1]));
+      return path !== "" && (wanted === path || wanted.startsWith(path + "."));
+    });
   }
 
   function find(text) {
     const wanted = text.trim().toLowerCase();
+    const cell = cellOf(wanted);
+    if (cell) open(cell, false);
+    const inside = cell ? wanted.slice((cell.dataset.path || "").length + 1) : wanted;
+    const whole = cell && /^(layer\s*)?\d+$/.test(wanted) ? "" : inside;
     document.querySelectorAll("[data-op]").forEach(function (element) {
-      const hit = wanted !== "" && element.dataset.name.toLowerCase().includes(wanted);
+      const here = !cell || element.dataset.part === cell.dataset.part;
+      const hit = here && whole !== "" && element.dataset.name.toLowerCase().includes(whole);
       element.classList.toggle("hit", hit);
       if (hit) element.closest("details").open = true;
     });
@@ -119,8 +152,8 @@
       paint();
     });
   });
-  document.querySelectorAll(".layers button").forEach(function (button) {
-    button.addEventListener("click", function () { open(button); });
+  cells.forEach(function (button) {
+    button.addEventListener("click", function () { open(button, true); });
   });
   document.getElementById("find").addEventListener("input", function (event) { find(event.target.value); });
   document.getElementById("theme").addEventListener("click", function () {

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from dse.formats.grammar import parse_precision
 from dse.graph.source import ModelSource
 from dse.graph.trace import trace_model
+from dse.graph.units import units_of
+from hardware_specs.loader import load_device
+from reports.graph_costs import graph_costs
 from reports.graph_page import layer_ranges, render_graph_page, write_graph_page
+from reports.units import fmt_si
 from tests.browser.test_report import driver  # noqa: F401  (a fixture)
 from tests.small_models import ARCHITECTURES
 
@@ -40,6 +45,53 @@ def test_a_person_finds_a_layer_and_its_costs(driver: Any, page: Path) -> None: 
     run("const f = document.getElementById('find'); f.value = 'lm_head'; f.dispatchEvent(new Event('input'))")
     assert run("return document.getElementById('part-after').open")
     assert run("return document.querySelectorAll('.box.hit').length") == 1
+    assert driver.get_log("browser") == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("n_layers", [30, 126])
+def test_time_energy_and_bits_of_every_layer(driver: Any, tmp_path: Path, n_layers: int) -> None:  # noqa: F811
+    """A plan gives layer 7 fewer bits than its neighbours: its numbers, colour and share are its own."""
+    graph = trace_model(ModelSource("m", {**ARCHITECTURES["llama"], "num_hidden_layers": n_layers}))
+    spec, units = load_device("nvidia_a100_sxm_80gb"), units_of(graph, "block")
+    wide, narrow = parse_precision("bf16"), parse_precision("int4_g16")
+    chosen = {unit.name: narrow if unit.layer == 7 else wide for unit in units}
+    costs = graph_costs(graph, spec, chosen, units, 2, 16, 17)
+    driver.get(write_graph_page(graph, tmp_path / "g.html", 2, 16, 17, costs).as_uri())
+    run = driver.execute_script
+    row = "#part-A tr[data-name='mlp.down_proj'] [data-size='%s']"
+    text = "return document.querySelector(arguments[0]).textContent"
+
+    def find(wanted: str) -> None:
+        run(
+            "const f = document.getElementById('find'); f.value = arguments[0];"
+            "f.dispatchEvent(new Event('input'))",
+            wanted,
+        )
+
+    assert run("return document.querySelector('[data-pick=time_s]').getAttribute('aria-pressed')") == "true"
+    find("layer 6")
+    assert run(text, row % "bits") == "16.0 bits"
+    find("model.layers.7.mlp")
+    assert run(text, "#part-A [data-chosen]") == "showing layer 7"
+    assert run(text, row % "bits") == "5.00 bits"
+    assert run("return document.querySelectorAll('.box.hit').length") == 4
+    told = fmt_si(costs.numbers["model.layers.7.mlp.down_proj", "prefill"]["time_s"], "s")
+    assert run(text, row % "time_s") == told
+    colours = "return Array.from(document.querySelectorAll('.layers button')).map(b => b.style.background)"
+    for measure in ("time_s", "energy_j", "bits", "bytes"):
+        run(f"document.querySelector('[data-pick={measure}]').click()")
+        cells = run(colours)
+        assert cells[8] != cells[7]  # the first cell is the embedding
+        assert len(set(cells[1:8])) == 1
+        assert len(cells) == n_layers + 2
+    total = sum(v["bytes"] for (_, phase), v in costs.numbers.items() if phase == "prefill")
+    mine = sum(
+        v["bytes"] for (n, phase), v in costs.numbers.items() if phase == "prefill" and ".layers.7." in n
+    )
+    share = run(text, "#share")
+    assert float(share.split(", ")[1].split(" %")[0]) == pytest.approx(100 * mine / total, rel=6e-3)
+    assert run("return document.documentElement.scrollWidth <= window.innerWidth")
     assert driver.get_log("browser") == []
 
 

@@ -204,6 +204,8 @@ BAD = [
     (["cost", "gpt2", "--device", "google_tpu_v5e", "--weights", "mxfp4"], 2, "google_tpu_v5e"),
     (["trace", "gpt2", "--prompt", "0"], 2, "workload.prompt_tokens: must be a whole number"),
     (["trace", "gpt2", "-o", "graph.txt"], 2, "graph.txt: "),
+    (["trace", "gpt2", "--device", "nvidia_h100_sxm"], 2, "--device: needs '-o FILE.html'"),
+    (["trace", "gpt2", "--source", "64"], 2, "--source: 'gpt2' is no encoder-decoder"),
     (["plan", "gpt2", "--cluster", "edge_pear"], 2, "did you mean 'edge_pair'?"),
     (["plan", "gpt2", "--cluster", "edge_pair", "--workload", "chatt"], 2, "did you mean 'chat'?"),
     (["plan", "gpt2", "--cluster", "edge_pair", "--granularity", "blok"], 2, "did you mean 'block'?"),
