@@ -248,6 +248,7 @@ class TabulatedSteps:
             head = self.stages[-1].head(_more(len(self._head_s), n_sequences, 64))
             self._head_s += head[0].tolist()
             self._head_j += head[1].tolist()
+            self._head_s[0] = self._head_j[0] = 0.0
         seconds = [of_stage[n_tokens] for of_stage in self._mixed_s]
         seconds[-1] += self._head_s[n_sequences]
         return seconds, self._mixed_j[n_tokens] + self._head_j[n_sequences]

@@ -100,7 +100,7 @@ def test_tables_hold_what_direct_pricing_gives(name: str) -> None:
     steps = replica(name).steps
     assert isinstance(steps, TabulatedSteps)
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(60):
         n, whole, k = int(rng.integers(1, 200)), int(rng.integers(2, 6000)), int(rng.integers(1, 40))
         segment = steps.segment(n, whole)
         k = min(k, segment.steps_left(whole))
