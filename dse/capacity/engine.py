@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import Protocol
 
+from dse.capacity.lane import Lane, Requests
 from dse.capacity.replica import Replica
 
 WATERMARK_FRAC = 0.01
@@ -42,61 +41,6 @@ class Outside(Protocol):
     def transfer(self, request: int, time_s: float, lane: Lane) -> None:
         """Move the cache of a request for which the lane has room; it joins when it is there."""
         ...
-
-
-@dataclass(slots=True)
-class Requests:
-    """State of all requests, by index."""
-
-    prompt: list[int]
-    output: list[int]
-    done: list[int]
-    first_s: list[float]
-    finish_s: list[float]
-    preemptions: list[int]
-    moved: list[bool]
-    replica: list[int]
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """A micro-batch: sequences that run together.
-
-    Attributes:
-        joined: sequence -> (decode step and cached positions when it joined), in order of admission.
-        cached: positions of all sequences; step: decode steps done; residues: sequences by (cached - step)
-            modulo the block size; ends: heap of (step of the last token, sequence).
-        prefills: [request, tokens done, tokens in all]; chunks: (entry, tokens) of this iteration.
-        reserved: sequences whose caches are on the way; arrived: those that are there.
-        busy: whether an iteration is under way: ``n_steps`` decode steps from ``start_s`` to ``end_s``, which
-            keep the stages busy for ``stage_s`` and began with ``free_blocks``; committed: whether their
-            blocks are taken.
-    """
-
-    engine: Engine
-    residues: list[int]
-    joined: dict[int, tuple[int, int]] = field(default_factory=dict)
-    cached: int = 0
-    step: int = 0
-    ends: list[tuple[int, int]] = field(default_factory=list)
-    prefills: list[list[int]] = field(default_factory=list)
-    chunks: list[tuple[list[int], int]] = field(default_factory=list)
-    reserved: int = 0
-    arrived: list[int] = field(default_factory=list)
-    busy: bool = False
-    n_steps: int = 0
-    start_s: float = 0.0
-    end_s: float = 0.0
-    joules: float = 0.0
-    stage_s: float = 0.0
-    free_blocks: int = 0
-    version: int = 0
-    committed: bool = True
-
-    @property
-    def size(self) -> int:
-        """Sequences of the lane, in whatever state."""
-        return len(self.joined) + len(self.prefills) + self.reserved + len(self.arrived)
 
 
 class Engine:
@@ -200,12 +144,12 @@ class Engine:
         """Begin the next iteration of an idle lane, if there is anything to do."""
         head = self.waiting[0] if self.pulls and self.waiting else -1
         for request in lane.arrived:
-            self._join(lane, request, self.requests.prompt[request] + self.requests.done[request] - 1)
+            lane.join(request, self.requests.prompt[request] + self.requests.done[request] - 1)
         lane.arrived.clear()
         chunks = lane.chunks
         if self.chunked:
             self._make_room(lane)
-            taken = self._blocks_for(lane, 1)
+            taken = lane.blocks_for(1)
             self.free_blocks -= taken
             self._fill(lane, self.batch_tokens - len(lane.joined))
             if not chunks:
@@ -258,15 +202,12 @@ class Engine:
         alone = self.n_stages == 1 or not (self.waiting or any(other.busy for other in self.lanes))
         most = min(self.max_run_steps, segment.steps_left(context)) if alone else 1
         if most > 1:
-            ends, joined = lane.ends, lane.joined
-            while ends[0][1] not in joined or self._last_step(lane, ends[0][1]) != ends[0][0]:
-                heappop(ends)
-            most = self._affordable(lane, min(most, ends[0][0] - lane.step))
+            most = lane.affordable(min(most, lane.next_end() - lane.step), self.free_blocks)
         lane.n_steps = most
         if most == 1:
             lane.joules = other_j + segment.run(context, 1)[1]
             stage_s = [a + b for a, b in zip(other_s, segment.stages(context), strict=True)]
-            self.free_blocks -= self._blocks_for(lane, 1)
+            self.free_blocks -= lane.blocks_for(1)
             self._pass_stages(lane, now, stage_s, n)
             return
         lane.busy, lane.committed, lane.start_s = True, False, now
@@ -347,11 +288,8 @@ class Engine:
             n = len(lane.joined)
             lane.step += lane.n_steps
             lane.cached += n * lane.n_steps
-            ends = lane.ends
-            while ends and ends[0][0] <= lane.step:
-                step, request = heappop(ends)
-                if request in lane.joined and self._last_step(lane, request) == step:
-                    self._end(lane, request, now)
+            for request in lane.ended():
+                self._end(lane, request, now)
         for entry, tokens in lane.chunks:
             entry[1] += tokens
             if entry[1] == entry[2]:
@@ -368,27 +306,9 @@ class Engine:
 
     # --- sequences --------------------------------------------------------------------------------------
 
-    def _join(self, lane: Lane, request: int, cached: int) -> None:
-        """Let a sequence decode from the next step on."""
-        lane.joined[request] = lane.step, cached
-        lane.cached += cached
-        lane.residues[(cached - lane.step) % self.block] += 1
-        heappush(lane.ends, (self._last_step(lane, request), request))
-
-    def _last_step(self, lane: Lane, request: int) -> int:
-        return lane.joined[request][0] + self.requests.output[request] - self.requests.done[request]
-
-    def _part(self, lane: Lane, request: int) -> int:
-        """Take a sequence out of a lane, free its blocks and return how many steps it has done."""
-        step, cached = lane.joined.pop(request)
-        n_steps = lane.step - step
-        lane.cached -= cached + n_steps
-        lane.residues[(cached - step) % self.block] -= 1
-        self.free_blocks += -(-(cached + n_steps) // self.block)
-        return n_steps
-
     def _end(self, lane: Lane, request: int, now: float) -> None:
-        n_steps = self._part(lane, request)
+        n_steps, blocks = lane.part(request)
+        self.free_blocks += blocks
         self.requests.done[request] += n_steps
         self.requests.finish_s[request] = now
         self._leave(request)
@@ -410,47 +330,27 @@ class Engine:
         elif self.role == "prefill":
             self.outside.prefilled(request, now, self)
         else:
-            self._join(lane, request, cached)
+            lane.join(request, cached)
 
     # --- cache ------------------------------------------------------------------------------------------
-
-    def _blocks_for(self, lane: Lane, n_steps: int) -> int:
-        """Return the blocks that the next steps of a lane add."""
-        whole, rest = divmod(n_steps, self.block)
-        total = whole * len(lane.joined)
-        first = -lane.step
-        for j in range(rest):
-            total += lane.residues[(first - j) % self.block]
-        return total
-
-    def _affordable(self, lane: Lane, most: int) -> int:
-        """Return how many of the next steps the free blocks suffice for, at least 1: room was made."""
-        if self._blocks_for(lane, most) <= self.free_blocks:
-            return most
-        low, high = 1, most
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._blocks_for(lane, middle) <= self.free_blocks:
-                low = middle
-            else:
-                high = middle
-        return low
 
     def _commit(self, lane: Lane) -> None:
         """Take the blocks of a run whose steps are settled."""
         if not lane.committed:
-            self.free_blocks -= self._blocks_for(lane, lane.n_steps)
+            self.free_blocks -= lane.blocks_for(lane.n_steps)
             lane.committed = True
 
     def _make_room(self, lane: Lane) -> None:
         """Preempt the latest sequences until the others have blocks for a step (recomputed later)."""
-        while lane.joined and self._blocks_for(lane, 1) > self.free_blocks:
+        while lane.joined and lane.blocks_for(1) > self.free_blocks:
             if lane.prefills:
                 request, _, total = lane.prefills.pop()
                 self.free_blocks += -(-total // self.block)
             else:
                 request = next(reversed(lane.joined))
-                self.requests.done[request] += self._part(lane, request)
+                n_steps, blocks = lane.part(request)
+                self.requests.done[request] += n_steps
+                self.free_blocks += blocks
             self.requests.preemptions[request] += 1
             self.waiting.appendleft(request)
             if self.pulls:

@@ -11,7 +11,8 @@ import numpy as np
 from cost_models.collectives import p2p_time_s
 from cost_models.energy import link_energy_j
 from dse.capacity.deployment import Deployment, Pool
-from dse.capacity.engine import MANY, Engine, Lane, Requests
+from dse.capacity.engine import MANY, Engine
+from dse.capacity.lane import Lane, Requests
 from dse.capacity.load import Load
 from dse.capacity.simulation import ReplicaLog, Simulation
 

@@ -279,7 +279,7 @@ def _messages(graph: OperatorGraph, sizes: Sizes) -> Array:
     of_encoder = np.array([block.layers[0] < graph.n_encoder_layers for block in graph.blocks])
     source = (graph.source_tokens or 0) * np.array([1.0, 0.0])
     tokens = [
-        batch[:, None] * np.where(of_encoder, source[p], query)
+        batch[:, None] * np.where(of_encoder, source[p], np.reshape(query, (-1, 1)))
         for p, (_, batch, query, _) in enumerate(sizes.of_phases())
     ]
     return np.stack(tokens) * hidden_bytes
