@@ -15,6 +15,7 @@ from typing import Any
 from dse.content import cache_dir, canonical_json, content_hash, write_atomic
 from dse.emulate.compensate import WeightRecipe, apply_recipe
 from dse.emulate.model import TensorFormats
+from dse.emulate.one_weight import OutlierStore
 from dse.evaluate.effective_bits import effective_bits
 from dse.formats.grammar import parse_precision
 from dse.graph.operator import OperatorGraph
@@ -63,6 +64,8 @@ ROWS: dict[str, QuantizerRow] = {
         QuantizerRow("3-bit AWQ, clip", _INT3, WeightRecipe(transform="awq", fit="act_clip")),
         QuantizerRow("3-bit GPTQ, mse", _INT3, _GPTQ),
         QuantizerRow("3-bit rotation, GPTQ, mse", _INT3, replace(_GPTQ, transform="rotate")),
+        QuantizerRow("3-bit RTN, outliers", _INT3, WeightRecipe(outliers=OutlierStore("csr", 0.005))),
+        QuantizerRow("3-bit RTN, low rank", _INT3, WeightRecipe(low_rank=16)),
         QuantizerRow("W8A8 RTN", "int8_row", activations=("int8_token", "int8")),
         QuantizerRow(
             "W8A8 SmoothQuant", "int8_row", WeightRecipe(transform="smooth"), ("int8_token", "int8")
@@ -115,6 +118,8 @@ CLAIMS: tuple[Claim, ...] = (
         ("3-bit rotation, GPTQ, mse", "bf16"),
         ("3-bit GPTQ, mse", "bf16"),
     ),
+    Claim("outlier store < none at 3 bits", ("3-bit RTN, outliers", "bf16"), ("3-bit RTN", "bf16")),
+    Claim("low rank < none at 3 bits", ("3-bit RTN, low rank", "bf16"), ("3-bit RTN", "bf16")),
     Claim("rotated < unrotated at W4A4", ("W4A4 QuaRot, RTN", "int4_token"), ("W4A4 RTN", "int4_token")),
     Claim(
         "GPTQ < RTN under rotation, W4A4",
@@ -131,7 +136,7 @@ BARS: tuple[Bar, ...] = (
     Bar("3-bit g64, best: at most +60 %", ("3-bit rotation, GPTQ, mse", "bf16"), 0.60),
     Bar(
         "W4A4 rotated: below half of RTN",
-        ("W4A4 QuaRot, GPTQ", "int4_token"),
+        ("W4A4 QuaRot, RTN", "int4_token"),
         0.5,
         ("W4A4 RTN", "int4_token"),
     ),
@@ -199,7 +204,8 @@ def run_row(
     calibration = Bench.of(source, graph, units, quality, actual).calibration_sample(CALIBRATION_TOKENS)
     began = time.monotonic()
     weight_formats = model.formats_of(Assignment.uniform(names, parse_precision(row.weights)))
-    apply_recipe(model, weight_formats, recipe, calibration, progress)
+    prepared = apply_recipe(model, weight_formats, recipe, calibration, progress)
+    extra_bits = sum(prepared.extra_bits.values())
     time_s = time.monotonic() - began
     found = []
     for activations in row.activations:
@@ -215,7 +221,7 @@ def run_row(
                 perplexity=measured.perplexity,
                 baseline=baseline.perplexity,
                 kl_nats=measured.kl_nats,
-                linear_bits=effective_bits(graph, assignment, units)[1],
+                linear_bits=effective_bits(graph, assignment, units, extra_bits)[1],
                 n_tokens=measured.n_tokens,
                 time_s=time_s,
             )
