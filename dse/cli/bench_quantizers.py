@@ -21,6 +21,7 @@ def quantizers(
     row: list[str] = typer.Option([], "--row", help="Only rows whose name contains this; repeatable."),
     seed: list[int] = typer.Option([], "--seed", help="Calibration seed; repeatable; by default 0, 1, 2."),
     tokens: int = typer.Option(4096, "--tokens", help="Evaluation tokens."),
+    sequence_length: int = options.SEQUENCE,
     as_json: bool = options.JSON,
 ) -> None:
     """Measure every quantizer at every seed (half an hour per seed on one core; finished rows are kept)."""
@@ -32,13 +33,13 @@ def quantizers(
     from studies.catalogue import resolve_model
     from studies.weights import with_weights
 
-    options.check_sizes(tokens=tokens, sequence_length=study.default_quality().sequence_length)
+    options.check_sizes(tokens=tokens, sequence_length=sequence_length)
     wanted = [name for name in study.ROWS if not row or any(part in name for part in row)]
     if not wanted:
         raise ConfigError(f"no row is called '{row[0]}'", path="--row", value=row[0], allowed=study.ROWS)
     source = with_weights(resolve_model(model), note)
     graph = load_graph(source)
-    quality = replace(study.default_quality(), tokens=tokens)
+    quality = replace(study.default_quality(), tokens=tokens, sequence_length=sequence_length)
     results: list[RowResult] = []
     with ConsoleProgress() as progress:
         for name in wanted:

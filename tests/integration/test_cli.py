@@ -176,6 +176,22 @@ def test_sensitivity_metrics_are_compared_over_a_sample(dse: Run, model: Path, c
     assert got["spearman"]["jsd"]["all"] > 0.9
 
 
+def test_bench_quantizers(dse: Run, model: Path) -> None:
+    """Two cheap rows; the second run answers from disk, and an unknown row is one line."""
+    words = [model, "--row", "4-bit RTN", "--row", "W8A8 SmoothQuant", "--seed", "1", "--tokens", "128"]
+    words += ["--sequence-length", "64", "--json"]
+    got = document(dse("bench", "quantizers", *words))
+    rows = {(row["row"], row["activations"]): row for row in got["rows"]}
+    assert rows["4-bit RTN", "bf16"]["kl_nats"] > 0
+    assert rows["W8A8 SmoothQuant", "int8_token"]["linear_bits"] > 8
+    assert all(row["seed"] == 1 for row in got["rows"])
+    assert document(dse("bench", "quantizers", *words)) == got
+    code, out, _ = dse("bench", "quantizers", *words[:-1])
+    assert code == 0
+    assert "W8A8 SmoothQuant" in out
+    assert "no row" in one_line(dse("bench", "quantizers", model, "--row", "5-bit"))
+
+
 @pytest.mark.parametrize("words", [["devices"], ["models"], ["devices", "nvidia_t4"], ["models", "gpt2"]])
 def test_lists_have_tables_and_json(dse: Run, words: list[str]) -> None:
     assert document(dse(*words, "--json"))
