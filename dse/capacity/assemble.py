@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dse.capacity.analytic import OperatingPoint, Serving, operating_points, serving
-from dse.capacity.buckets import Buckets
+from dse.capacity.buckets import Buckets, Range
 from dse.capacity.fleet import (
     Demand,
     FleetProblem,
@@ -35,17 +35,32 @@ class Group:
     point: OperatingPoint
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Requests that a router can tell apart: a class and range of prompts, and of outputs if predicted.
+
+    ``members`` are the buckets inside.
+    """
+
+    class_index: int
+    prompts: Range
+    outputs: Range
+    members: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Assembled:
     """The fleet problem with what it was made from.
 
     Attributes:
         groups: per option of the problem.
+        streams: per demand of the problem the requests that it holds.
         unserved: demand name -> why no option serves it.
     """
 
     problem: FleetProblem
     groups: tuple[Group, ...]
+    streams: tuple[Stream, ...]
     buckets: Buckets
     load: Load
     catalogue: Catalogue
@@ -61,14 +76,14 @@ class Terms:
         max_usd_per_h: budget.
         price_factor: node name -> factor on its price.
         derating: option name -> factor on what its requests take, from simulations that failed.
-        lost: node name -> machines of it that are gone.
+        route_by_output: whether the router knows how long the output will be.
     """
 
     spot: bool = False
     max_usd_per_h: float | None = None
     price_factor: Mapping[str, float] | None = None
     derating: Mapping[str, float] | None = None
-    lost: Mapping[str, int] | None = None
+    route_by_output: bool = False
 
 
 def levels_of(load: Load) -> list[tuple[int, ServiceLevel]]:
@@ -111,20 +126,25 @@ def assemble(
         ],
         catalogue,
     )
-    names = buckets.names(load)
+    streams = streams_of(buckets, by_output=terms.route_by_output)
+    mixing = _mixing(streams, buckets)
     demands = tuple(
-        Demand(load.classes[c].name, name, float(share * buckets.rate_per_s))
-        for c, name, share in zip(buckets.class_index, names, buckets.share, strict=True)
+        Demand(load.classes[s.class_index].name, _name_of(s, load), float(rate))
+        for s, rate in zip(
+            streams,
+            [buckets.share[list(s.members)].sum() * buckets.rate_per_s for s in streams],
+            strict=True,
+        )
     )
-    levels, columns = _level_rows(load, buckets)
+    levels, columns = _level_rows(load, streams)
     routes: list[Route] = []
     for o, group in enumerate(groups):
         factor = (terms.derating or {}).get(group.option.name, 1.0)
-        met = _with_goodput(group.point.attained_frac, load, buckets, columns)
+        met = mixing @ _with_goodput(group.point.attained_frac, load, buckets, columns)
+        shares, energy_j = mixing @ group.point.shares * factor, mixing @ group.point.energy_j
         for d in range(len(demands)):
-            uses = (Use(o, tuple(float(share) * factor for share in group.point.shares[d])),)
-            attained = tuple(float(value) for value in met[d])
-            routes.append(Route(d, uses, attained, float(group.point.energy_j[d])))
+            uses = (Use(o, tuple(shares[d].tolist())),)
+            routes.append(Route(d, uses, tuple(met[d].tolist()), float(energy_j[d])))
     problem = FleetProblem(
         nodes=nodes,
         options=tuple(
@@ -135,8 +155,37 @@ def assemble(
         levels=levels,
         limits=Limits(terms.max_usd_per_h, catalogue.max_power_w, catalogue.max_rack_units),
     )
+    names = [demand.name for demand in demands]
     unserved = dict.fromkeys(names, "no option holds its context") if not groups else {}
-    return Assembled(problem, groups, buckets, load, catalogue, unserved)
+    return Assembled(problem, groups, streams, buckets, load, catalogue, unserved)
+
+
+def streams_of(buckets: Buckets, *, by_output: bool) -> tuple[Stream, ...]:
+    """Return what a router can tell apart."""
+    found: dict[tuple[int, Range, Range], list[int]] = {}
+    for d, c in enumerate(buckets.class_index):
+        outputs = buckets.output_ranges[d] if by_output else (1, None)
+        found.setdefault((int(c), buckets.prompt_ranges[d], outputs), []).append(d)
+    return tuple(Stream(*key, tuple(members)) for key, members in found.items())
+
+
+def _mixing(streams: Sequence[Stream], buckets: Buckets) -> Floats:
+    """Return (streams, D) the share of each bucket in its stream."""
+    out = np.zeros((len(streams), len(buckets.share)))
+    for row, stream in zip(out, streams, strict=True):
+        members = list(stream.members)
+        row[members] = buckets.share[members] / buckets.share[members].sum()
+    return out
+
+
+def _name_of(stream: Stream, load: Load) -> str:
+    """Return e.g. ``chat, prompts 192-383``."""
+
+    def words(limits: Range) -> str:
+        return f"{limits[0]}+" if limits[1] is None else f"{limits[0]}-{limits[1] - 1}"
+
+    name = f"{load.classes[stream.class_index].name}, prompts {words(stream.prompts)}"
+    return name if stream.outputs == (1, None) else f"{name}, outputs {words(stream.outputs)}"
 
 
 def served_by(options: Sequence[ReplicaOption], buckets: Buckets) -> dict[str, Serving]:
@@ -153,15 +202,12 @@ def _nodes(catalogue: Catalogue, terms: Terms) -> tuple[NodeType, ...]:
     nodes = []
     for offer in catalogue.nodes:
         price = catalogue.usd_per_h(offer, spot=terms.spot)
-        available = offer.n_available
-        if available is not None:
-            available = max(0, available - (terms.lost or {}).get(offer.name, 0))
         nodes.append(
             NodeType(
                 offer.name,
                 offer.n_devices,
                 0.0 if price is None else price * (terms.price_factor or {}).get(offer.name, 1.0),
-                0 if price is None else available,
+                0 if price is None else offer.n_available,
                 static_w=offer.static_w or 0.0,
                 peak_w=offer.peak_w or 0.0,
                 rack_units=offer.rack_units or 0.0,
@@ -172,17 +218,17 @@ def _nodes(catalogue: Catalogue, terms: Terms) -> tuple[NodeType, ...]:
     return tuple(nodes)
 
 
-def _level_rows(load: Load, buckets: Buckets) -> tuple[tuple[LevelRow, ...], list[int | None]]:
+def _level_rows(load: Load, streams: Sequence[Stream]) -> tuple[tuple[LevelRow, ...], list[int | None]]:
     """Return the rows of all levels and goodputs, and for each the class of a goodput or None."""
     rows: list[LevelRow] = []
     columns: list[int | None] = []
     for index, level in levels_of(load):
-        mine = tuple(int(d) for d in np.flatnonzero(buckets.class_index == index))
+        mine = tuple(d for d, stream in enumerate(streams) if stream.class_index == index)
         rows.append(LevelRow(f"{load.classes[index].name} {level.name}", mine, level.percentile / 100.0))
         columns.append(None)
     for index, entry in enumerate(load.classes):
         if entry.goodput_frac is not None:
-            mine = tuple(int(d) for d in np.flatnonzero(buckets.class_index == index))
+            mine = tuple(d for d, stream in enumerate(streams) if stream.class_index == index)
             rows.append(LevelRow(f"{entry.name} {GOODPUT}", mine, entry.goodput_frac))
             columns.append(index)
     return tuple(rows), columns

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dse.capacity.load import Floats, Load
+from dse.capacity.load import Counts, Floats, Load
 
-PROMPT_EDGES = (1, 192, 384, 768, 1152, 1792, 3072, 4608, 9216, 18432, 36864, 73728, 147456)
-OUTPUT_EDGES = (1, 48, 96, 160, 320, 640, 1280, 2560, 5120, 10240)
+PROMPT_EDGES = (192, 384, 768, 1152, 1792, 3072, 4608, 9216, 18432, 36864, 73728, 147456)
+OUTPUT_EDGES = (48, 96, 160, 320, 640, 1280, 2560, 5120, 10240)
 PEAK_WINDOW_S = 60.0
-MIN_SHARE = 4e-3  # buckets with less are joined to the next longer one of their class
+MIN_SHARE = 4e-3  # ranges with less of all requests are joined to the next ones
+Range = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Buckets:
         share: (D,) of all requests; adds up to 1.
         rate_per_s: of all requests together.
         burstiness_cv2: squared coefficient of variation of the times between arrivals.
+        prompt_ranges, output_ranges: (D) from the first up to and without the second, None for no bound.
     """
 
     class_index: NDArray[np.intp]
@@ -33,60 +35,57 @@ class Buckets:
     share: Floats
     rate_per_s: float
     burstiness_cv2: float
-
-    def names(self, load: Load) -> tuple[str, ...]:
-        """Return a name for each bucket, e.g. ``chat 512+128``."""
-        return tuple(
-            f"{load.classes[c].name} {p:.0f}+{n:.0f}"
-            for c, p, n in zip(self.class_index, self.prompt_tokens, self.output_tokens, strict=True)
-        )
+    prompt_ranges: tuple[Range, ...] = ()
+    output_ranges: tuple[Range, ...] = ()
 
 
 def buckets_of(load: Load, rate_per_s: float | None = None) -> Buckets:
-    """Sort the requests of a load into buckets.
+    """Sort the requests of a load into buckets of prompts, and each of those into buckets of outputs.
 
     Args:
         load: the requests.
         rate_per_s: what to plan for; None takes the busiest minute (``peak_rate``).
     """
-    row = np.digitize(load.prompt_tokens, PROMPT_EDGES[1:])
-    column = np.digitize(load.output_tokens, OUTPUT_EDGES[1:])
-    keys = np.stack([load.class_index, row, column], axis=1)
-    cells, inverse = np.unique(keys, axis=0, return_inverse=True)
-    cell = _joined(cells, inverse.ravel(), len(load))
-    used = np.unique(cell)
-    counts = np.array([(cell == index).sum() for index in used], dtype=np.float64)
-
-    def mean(values: NDArray[np.int64]) -> Floats:
-        return np.array([values[cell == index].mean() for index in used])
-
+    found: list[tuple[int, Range, Range, float, float, float]] = []
+    n = len(load)
+    for c in range(len(load.classes)):
+        mine = load.class_index == c
+        for prompts in _ranges(load.prompt_tokens[mine], PROMPT_EDGES, n):
+            row = mine & _inside(load.prompt_tokens, prompts)
+            for outputs in _ranges(load.output_tokens[row], OUTPUT_EDGES, n):
+                cell = row & _inside(load.output_tokens, outputs)
+                mean = (float(load.prompt_tokens[cell].mean()), float(load.output_tokens[cell].mean()))
+                found.append((c, prompts, outputs, *mean, float(cell.sum()) / n))
+    classes, prompts_of, outputs_of, prompt, output, share = zip(*found, strict=True)
     return Buckets(
-        class_index=np.array([cells[index][0] for index in used], dtype=np.intp),
-        prompt_tokens=mean(load.prompt_tokens),
-        output_tokens=mean(load.output_tokens),
-        share=counts / len(load),
+        class_index=np.array(classes, dtype=np.intp),
+        prompt_tokens=np.array(prompt),
+        output_tokens=np.array(output),
+        share=np.array(share),
         rate_per_s=peak_rate(load) if rate_per_s is None else rate_per_s,
         burstiness_cv2=burstiness(load),
+        prompt_ranges=tuple(prompts_of),
+        output_ranges=tuple(outputs_of),
     )
 
 
-def _joined(cells: NDArray[np.int64], cell: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    """Return the cell of each request; rare ones join the next cell of their class (the last one before)."""
-    counts = np.bincount(cell, minlength=len(cells)).astype(np.float64)
-    target = np.arange(len(cells))
-    for index in range(len(cells)):
-        if counts[index] >= MIN_SHARE * n:
-            continue
-        after, before = index + 1, index - 1
-        if after < len(cells) and cells[after][0] == cells[index][0]:
-            into = after
-        elif before >= 0 and cells[before][0] == cells[index][0]:
-            into = int(target[before])
-        else:
-            continue
-        counts[into] += counts[index]
-        target[target == index] = into
-    return target[cell]
+def _inside(values: Counts, limits: Range) -> NDArray[np.bool_]:
+    low, high = limits
+    return (values >= low) & (values < (np.inf if high is None else high))
+
+
+def _ranges(values: Counts, edges: tuple[int, ...], n: int) -> list[Range]:
+    """Return ranges that cover all lengths, each with ``MIN_SHARE`` of n (or one range with all)."""
+    if not len(values):
+        return []
+    cuts = [1]
+    for edge in edges:
+        inside = int(((values >= cuts[-1]) & (values < edge)).sum())
+        left = int((values >= edge).sum())
+        if inside >= max(1.0, MIN_SHARE * n) and left >= max(1.0, MIN_SHARE * n):
+            cuts.append(edge)
+    highs: list[int | None] = [*cuts[1:], None]
+    return list(zip(cuts, highs, strict=True))
 
 
 def peak_rate(load: Load, window_s: float = PEAK_WINDOW_S) -> float:

@@ -131,19 +131,25 @@ def quantization(asked: Asked) -> dict[str, Any]:
 
 
 def headroom(asked: Asked) -> dict[str, Any]:
-    """Return how much of the load, and how much more, the fleet's machines carry at the same levels."""
-    held = _holding(asked.short, asked.answer.nodes())
-    found = held.solve("load")
+    """Return how much load the fleet's machines carry at the same levels, and how much all that there are."""
     planned = asked.market.buckets.rate_per_s
-    if found.fleet.value is None:
-        return {"available": False, "reason": found.fleet.reason}
-    return {
-        "available": True,
-        "nodes": asked.answer.nodes(),
-        "carried_factor": found.fleet.value,
-        "bound_factor": found.fleet.bound,
-        "carried_rate_per_s": found.fleet.value * planned,
-    }
+    offers = asked.market.catalogue.nodes
+    cases = {"the fleet": asked.answer.nodes()}
+    if all(offer.n_available is not None for offer in offers):
+        cases["all machines of the catalogue"] = {offer.name: offer.n_available or 0 for offer in offers}
+    rows = []
+    for what, nodes in cases.items():
+        factor = _holding(asked.short, nodes).solve("load").fleet.value or 0.0
+        rows.append(
+            {
+                "what": what,
+                "nodes": nodes,
+                "carried_factor": factor,
+                "carried_rate_per_s": factor * planned,
+                "text": f"{what}: {factor:.2f} of the planned load ({factor * planned:.1f} requests/s)",
+            }
+        )
+    return {"rows": rows}
 
 
 def _holding(market: Market, nodes: dict[str, int]) -> Market:

@@ -11,6 +11,7 @@ import typer
 from dse.cli import (
     bench,
     calibrate,
+    capacity,
     cost,
     devices,
     evaluate,
@@ -51,6 +52,7 @@ for module in (
     report,
     bench,
     calibrate,
+    capacity,
 ):
     module.register(app)
 

@@ -174,7 +174,11 @@ def test_buckets_conserve_requests_and_tokens() -> None:
     for c in (0, 1):
         assert buckets.share[buckets.class_index == c].sum() == pytest.approx((load.class_index == c).mean())
     assert load.rate_per_s <= buckets.rate_per_s <= 1.3 * load.rate_per_s
-    assert len(set(buckets.names(load))) == len(buckets.share)
+    cells = zip(buckets.class_index, buckets.prompt_ranges, buckets.output_ranges, strict=True)
+    for (c, (p, q), (m, n_)), share in zip(cells, buckets.share, strict=True):
+        inside = (load.class_index == c) & (prompt >= p) & (output >= m)
+        inside &= (prompt < (q or 10**9)) & (output < (n_ or 10**9))
+        assert share == pytest.approx(inside.mean())
 
 
 def test_the_busiest_minute_is_found() -> None:

@@ -1,0 +1,99 @@
+"""``dse capacity`` from files to files: JSON, report, journal, resume, interruption and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dse.cli.main import app
+from dse.errors import ConfigError, NoFeasiblePlan
+from reports.capacity import render_capacity_report
+from studies import capacity_run
+from tests.capacity_case import write_case
+
+RUNNER = CliRunner()
+
+
+def run(*arguments: str) -> Any:
+    """Run the program, with expected errors raised as they are."""
+    return RUNNER.invoke(app, ["capacity", *arguments], catch_exceptions=False)
+
+
+def test_a_run_and_its_documents(tmp_path: Path) -> None:
+    study, out = write_case(tmp_path), tmp_path / "out"
+    done = run(str(study), "-o", str(out), "--json", "--ask", "all")
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert document == json.loads((out / "result.json").read_text())
+    assert document["passed"] is True
+    assert document["fleet"]["gap_frac"] < 0.03
+    assert document["fleet"]["bound"] <= document["fleet"]["usd_per_h"] + 1e-9
+    assert len(document["questions"]) == 11
+    assert document["simulated"]["n_finished"] == document["load"]["n_requests"]
+    page = (out / "report.html").read_text()
+    assert page == render_capacity_report(document)
+    for anchor in ("fleet", "latency", "utilisation", "rate", "break-even", "price", "growth", "sources"):
+        assert f'<section id="{anchor}"' in page
+    again = run(str(study), "-o", str(out), "--resume", "--ask", "all", "--json")
+    repeated = json.loads(again.stdout)
+    for each in (document, repeated):
+        each.pop("times")
+        each["fleet"].pop("solver_time_s")
+    assert repeated == document
+    assert "simulating" not in again.stderr
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, out = write_case(tmp_path), tmp_path / "out"
+
+    def stop(_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setitem(capacity_run.QUESTIONS, "quantization", stop)
+        assert RUNNER.invoke(app, ["capacity", str(study), "-o", str(out)]).exit_code == 130
+    assert not (out / "result.json").exists()
+    assert not (out / "report.html").exists()
+    assert "headroom" in json.loads((out / "journal.json").read_text())["answers"]
+    done = run(str(study), "-o", str(out), "--resume")
+    assert done.exit_code == 0
+    assert "simulating" not in done.stderr
+    assert "asking: headroom" not in done.stderr
+    assert "no fleet below" in done.stdout
+    with pytest.raises(ConfigError, match="of another study"):
+        run(str(study), "-o", str(out), "--resume", "--rate", "9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--rate", "-3"), "--rate: must be above 0"),
+        (("--level", "ttft:90"), "METRIC:PERCENTILE:SECONDS"),
+        (("--ask", "spott"), "did you mean 'spot'"),
+        (("--catalogue", "cloud_sicks"), "did you mean 'cloud_six'"),
+        (("--objective", "fun"), "unknown objective"),
+        (("--trace", "none.csv"), "no such file"),
+        (("--resume",), "needs the folder"),
+        (("--precisions", "int4_g12x"), "int4_g12x"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    study = write_case(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        run(str(study), *arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+    study = write_case(tmp_path)
+    with pytest.raises(NoFeasiblePlan, match="breaks first"):
+        run(str(study), "--level", "tpot:p90:0.0001")
+    with pytest.raises(NoFeasiblePlan, match="USD/h instead of 0.1"):
+        run(str(study), "--budget", "0.1")
+    with pytest.raises(ConfigError, match="for a model give --rate or --trace"):
+        run("llama-3.2-1b")
