@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dse.capacity.deployment import Deployment, Pool, Rule
+from dse.capacity.deployment import Deployment, Policy, Pool, Rule
 from dse.capacity.load import Load
 from dse.capacity.market import Answer
 from dse.capacity.simulate import simulate
 from dse.capacity.simulation import Simulation
 
-POLICY = "least_loaded"
+POLICY: Policy = "least_loaded"
 MIN_SHARE = 1e-4
 
 

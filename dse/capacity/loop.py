@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
+from dse.capacity.fleet_solver import SolverOptions, solve_fleet
 from dse.capacity.judge import judge, shortfalls
 from dse.capacity.market import Answer, Market
 from dse.capacity.options import ReplicaOption
-from dse.capacity.shortage import shortage
+from dse.capacity.shortage import shortage, unlimited
 from dse.capacity.simulation import Simulation
 from dse.errors import NoFeasiblePlan
 
 MAX_ITERATIONS = 8
 LEAST_DERATING = 1.03
 MOST_DERATING = 1.25
+MOST_RELAXED = 1000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,50 @@ class Iteration:
 
 Remembered = Callable[[dict[str, float]], dict[str, Any] | None]
 """Returns what an earlier run found with these deratings, None where it did not get there."""
+
+
+def _why_not(market: Market, answer: Answer) -> str:
+    """Return what is missing, and at which limit the level that breaks first would hold."""
+    lacking = shortage(answer.assembled.problem, answer.assembled.unserved)
+    if not lacking.broken:
+        return lacking.reason
+    limit_s = least_limit_s(market, lacking.broken[0][0])
+    return lacking.reason if limit_s is None else f"{lacking.reason}; it would hold at {limit_s:.3g} s"
+
+
+def least_limit_s(market: Market, name: str) -> float | None:
+    """Return the smallest limit (within 2 %) of a level, by its name, at which any number of machines do.
+
+    None where no limit up to a thousand times the present one helps.
+    """
+    classes = market.load.classes
+    found = [
+        (c, k)
+        for c, entry in enumerate(classes)
+        for k, level in enumerate(entry.levels)
+        if f"{entry.name} {level.name}" == name
+    ]
+    if not found:
+        return None
+    c, k = found[0]
+    present = classes[c].levels[k].limit_s
+
+    def holds(factor: float) -> bool:
+        levels = list(classes[c].levels)
+        levels[k] = replace(levels[k], limit_s=present * factor)
+        relaxed = list(classes)
+        relaxed[c] = replace(classes[c], levels=tuple(levels))
+        changed = market.with_load(market.load.with_classes(relaxed))
+        problem = unlimited(changed.assembled().problem)
+        return solve_fleet(problem, options=SolverOptions(integer_nodes=False)).value is not None
+
+    low, high = 1.0, MOST_RELAXED
+    if not holds(high):
+        return None
+    while high / low > 1.02:
+        middle = sqrt(low * high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return present * high
 
 
 def tightened(
@@ -112,8 +159,7 @@ def plan_and_judge(
         if not answer.exists:
             if turns:
                 return turns
-            lacking = shortage(answer.assembled.problem, answer.assembled.unserved)
-            raise NoFeasiblePlan(lacking.reason)
+            raise NoFeasiblePlan(_why_not(market, answer))
         found = remembered(derating)
         simulation = None
         if found is None:

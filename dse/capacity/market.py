@@ -87,9 +87,13 @@ class Market:
         served = served_by(options, buckets)
         return cls(catalogue, tuple(options), load, buckets, served, terms or Terms(), objective)
 
+    def assembled(self) -> Assembled:
+        """Return the fleet problem."""
+        return assemble(self.catalogue, self.options, self.load, self.buckets, self.terms, self.served)
+
     def solve(self, objective: FleetObjective | None = None) -> Answer:
         """Return the best fleet."""
-        assembled = assemble(self.catalogue, self.options, self.load, self.buckets, self.terms, self.served)
+        assembled = self.assembled()
         return Answer(assembled, solve_fleet(assembled.problem, objective or self.objective, self.solver))
 
     def at_rate(self, rate_per_s: float) -> Market:

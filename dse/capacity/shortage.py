@@ -57,7 +57,9 @@ def shortage(problem: FleetProblem, unserved: dict[str, str] | None = None) -> S
     if broken:
         name, reached = broken[0]
         target = next(level.min_frac for level in problem.levels if level.name == name)
-        remedy = f"ask {name} of {reached:.1%} of the requests, relax its limit, or offer faster nodes"
+        remedy = "relax its limit or offer faster nodes"
+        if reached > 0:
+            remedy = f"ask {name} of {reached:.1%} of the requests, {remedy}"
         more = f"; then {', '.join(other for other, _ in broken[1:])}" if broken[1:] else ""
         text = f"{name} breaks first: at best {reached:.1%} of the requests meet it, not {target:.1%}{more}"
         return Shortage(tuple(broken), None, (remedy,), f"{text}; to mend it, {remedy}")
@@ -71,7 +73,7 @@ def _broken_levels(problem: FleetProblem) -> list[tuple[str, float]]:
         return []
     missed = least_missed(free, SolverOptions(time_s=10.0, integer_nodes=False, shortfall=True))
     targets = {level.name: level.min_frac for level in problem.levels}
-    found = [(name, targets[name] - by) for name, by in missed.items() if by > 1e-6]
+    found = [(name, max(0.0, targets[name] - by)) for name, by in missed.items() if by > 1e-6]
     return sorted(found, key=lambda entry: entry[1] - targets[entry[0]])
 
 

@@ -93,7 +93,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     study = write_case(tmp_path)
     with pytest.raises(NoFeasiblePlan, match="breaks first"):
         run(str(study), "--level", "tpot:p90:0.0001")
-    with pytest.raises(NoFeasiblePlan, match="USD/h instead of 0.1"):
+    with pytest.raises(NoFeasiblePlan, match=r"USD/h instead of 0\.1"):
         run(str(study), "--budget", "0.1")
     with pytest.raises(ConfigError, match="for a model give --rate or --trace"):
         run("llama-3.2-1b")

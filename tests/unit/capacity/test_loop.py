@@ -44,15 +44,15 @@ def test_the_loop_ends_with_a_fleet_that_passes() -> None:
 
 
 def test_an_optimistic_model_is_tightened_until_the_simulation_passes() -> None:
-    """The analytic model is made to believe that requests take a third: the loop must find out."""
-    believed = {option.name: 0.33 for option in options()}
+    """The analytic model is made to believe that requests take a tenth: the loop must find out."""
+    believed = {option.name: 0.1 for option in options()}
     kept: list[dict[str, float]] = []
     said: list[str] = []
     turns = plan_and_judge(
-        market(16.0).under(Terms(derating=believed)),
+        market(30.0).under(Terms(derating=believed)),
         step=said.append,
         keep=lambda turn: kept.append(turn.derating),
-        max_iterations=12,
+        max_iterations=20,
     )
     assert not turns[0].passed
     assert turns[-1].passed
@@ -100,5 +100,7 @@ def test_shortfalls_blame_the_pool_that_misses() -> None:
 
 def test_an_impossible_level_is_named() -> None:
     hopeless = market().with_load(load(8.0, 1e-4))
-    with pytest.raises(NoFeasiblePlan, match=r"chat p90 ttft <= 0.0001 s breaks first: at best 0\.0%"):
+    with pytest.raises(
+        NoFeasiblePlan, match=r"chat p90 ttft <= 0.0001 s breaks first: at best 0\.0%.*it would hold at 0\.0"
+    ):
         plan_and_judge(hopeless)
