@@ -49,7 +49,7 @@ def test_an_optimistic_model_is_tightened_until_the_simulation_passes() -> None:
     kept: list[dict[str, float]] = []
     said: list[str] = []
     turns = plan_and_judge(
-        market(30.0).under(Terms(derating=believed)),
+        market(120.0).under(Terms(derating=believed)),
         step=said.append,
         keep=lambda turn: kept.append(turn.derating),
         max_iterations=20,
