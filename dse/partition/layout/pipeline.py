@@ -97,7 +97,7 @@ def best_pipeline(
     limits: Limits,
     *,
     role: Role = "both",
-    handover_s: Callable[[Sequence[int], NDArray[np.bool_]], NDArray[np.float64]] | None = None,
+    handover_s: Callable[[Sequence[int], NDArray[np.bool_], int], NDArray[np.float64]] | None = None,
     kv_groups: Sequence[NDArray[np.bool_]] | None = None,
     cutoff: float | None = None,
 ) -> Pipeline:
@@ -112,7 +112,7 @@ def best_pipeline(
         limits: for all of it.
         role: which phases it serves; the other phase takes no time, and a prefill keeps the cache of the
             prompts alone.
-        handover_s: (P,) time to hand the cache of a prefill micro-batch over, given sizes and choices.
+        handover_s: (P,) time to hand the cache of a pass of a prefill over, given sizes, choices and passes.
         kv_groups: choices by cache format; None for the runtime's.
         cutoff: a value that is known from elsewhere; nothing at or above it is looked for.
     """
@@ -140,7 +140,7 @@ def best_pipeline(
         )
         problem = _of_role(built.problem, role)
         if handover_s is not None:
-            problem = replace(problem, handover_s=handover_s(problem.prefill_micro_batches, usable))
+            problem = replace(problem, handover_s=handover_s(problem.prefill_micro_batches, usable, chunks))
         left = None if limits.time_s is None else max(0.5, limits.time_s - (time.monotonic() - began))
         share = None if left is None else left / (len(variants) - index)
         solution = _solved(
