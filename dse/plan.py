@@ -81,7 +81,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """An assignment with its arrangement. Predicted and measured numbers are kept apart, elsewhere."""
+    """An assignment with its arrangement. Predicted and measured numbers are kept apart, elsewhere.
+
+    ``prefill_chunks`` are the passes that a prompt takes (chunked prefill).
+    """
 
     model: str
     cluster: str
@@ -91,6 +94,7 @@ class Plan:
     decode_micro_batch: int
     granularity: str = "block"
     name: str = field(default="", compare=False)
+    prefill_chunks: int = 1
     runtime_policy: RuntimePolicy = field(default_factory=RuntimePolicy)
 
     def __post_init__(self) -> None:
@@ -123,6 +127,7 @@ class Plan:
             "prefill_micro_batch": self.prefill_micro_batch,
             "decode_micro_batch": self.decode_micro_batch,
             **({"runtime_policy": policy} if policy else {}),
+            **({"prefill_chunks": self.prefill_chunks} if self.prefill_chunks > 1 else {}),
         }
 
     @classmethod
@@ -160,6 +165,7 @@ class Plan:
             decode_micro_batch=document["decode_micro_batch"],
             granularity=document.get("granularity", "block"),
             name=document.get("name", ""),
+            prefill_chunks=document.get("prefill_chunks", 1),
             runtime_policy=_policy_of(document),
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dse.errors import ConfigError, NoFeasiblePlan
+from dse.partition.layout.pipeline import LayoutOptions
 from dse.partition.problem import Goal
 from dse.partition.what_if import Change, lost_devices
 from dse.sensitivity.noise import METRIC as NOISE
 from dse.sensitivity.noise import noise_table
 from dse.sensitivity.table import SensitivityTable
 from studies.arrange import Arranger, Candidate
+from studies.layouts import PlannedLayout, plan_layout
 from studies.prepare import Prepared, prepare
 from studies.progress import StudyProgress
 from studies.schema import Study
@@ -57,6 +59,44 @@ def fastest_plan(
         ConfigError: a name or value is not allowed.
         NoFeasiblePlan: nothing fits, or nothing is as good.
     """
+    arranger, max_penalty = _arranger(study, progress, max_penalty, theta_s)
+    progress.step("solving bits, partition and micro-batches")
+    candidate = arranger.fastest(max_penalty, theta_s, time_limit_s, goal)
+    if candidate is None:
+        raise NoFeasiblePlan(arranger.why_infeasible(max_penalty, goal))
+    solved_for = replace(goal or Goal(), theta_s=theta_s, max_penalty=max_penalty)
+    return Planned(candidate, arranger.prepared, arranger.sensitivity, solved_for)
+
+
+def best_layout(
+    study: Study,
+    progress: StudyProgress,
+    options: LayoutOptions,
+    *,
+    max_penalty: float | None = None,
+    theta_s: float = 0.0,
+    time_limit_s: float = 60.0,
+    goal: Goal | None = None,
+) -> PlannedLayout:
+    """Return the best layout: ``fastest_plan`` with the decisions of ``options`` beside the rest.
+
+    Every replica keeps the penalty within the bound.
+
+    Raises:
+        ConfigError, NoFeasiblePlan: as ``fastest_plan``.
+    """
+    arranger, max_penalty = _arranger(study, progress, max_penalty, theta_s)
+    progress.step("solving groups, replicas, bits, partition and micro-batches")
+    solved_for = replace(goal or Goal(), theta_s=theta_s, max_penalty=max_penalty)
+    return plan_layout(
+        arranger.study, arranger.prepared, arranger.sensitivity, solved_for, options, time_limit_s
+    )
+
+
+def _arranger(
+    study: Study, progress: StudyProgress, max_penalty: float | None, theta_s: float
+) -> tuple[Arranger, float | None]:
+    """Return the inputs of a plan, and the bound on its penalty."""
     study, with_weights = _resolved_metric(study)
     prepared = prepare(study, progress.step, weights=with_weights)
     sensitivity = _sensitivity(study, prepared, progress) if with_weights else _noise(prepared)
@@ -70,12 +110,7 @@ def fastest_plan(
             )
         index = arranger.precision_index[arranger.uniform_names[0]]
         max_penalty = arranger.additive_penalty((index,) * len(prepared.units))
-    progress.step("solving bits, partition and micro-batches")
-    candidate = arranger.fastest(max_penalty, theta_s, time_limit_s, goal)
-    if candidate is None:
-        raise NoFeasiblePlan(arranger.why_infeasible(max_penalty, goal))
-    solved_for = replace(goal or Goal(), theta_s=theta_s, max_penalty=max_penalty)
-    return Planned(candidate, prepared, sensitivity, solved_for)
+    return arranger, max_penalty
 
 
 def _resolved_metric(study: Study) -> tuple[Study, bool]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dse.cli import options
+from dse.cli import options, plan_layout
 from dse.cli.output import emit_json, note, si, table
 from dse.errors import ConfigError
 from dse.partition.serving import serving_flags
@@ -77,6 +77,10 @@ def plan(
     corpus: str | None = options.CORPUS,
     seed: int = options.SEED,
     time_limit: float = typer.Option(60.0, "--time-limit", min=0.1, help="Seconds for the solver."),
+    tensor_parallel: str = plan_layout.TENSOR_PARALLEL,
+    replicas: str = plan_layout.REPLICAS,
+    pools: str = plan_layout.POOLS,
+    chunk: str = plan_layout.CHUNK,
     what_if: bool = typer.Option(False, "--what-if", help="Also plan again without each device of the plan."),
     out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan to this JSON file."),
     as_json: bool = options.JSON,
@@ -88,7 +92,7 @@ def plan(
     from dse.cli.progress import ConsoleProgress
     from dse.formats.grammar import parse_precision
     from dse.partition.problem import Goal
-    from studies.planning import fastest_plan
+    from studies.planning import best_layout, fastest_plan
     from studies.schema import QualitySpec, Study, load_workload
 
     options.check_sizes(tokens=tokens, sequence_length=sequence_length)
@@ -117,6 +121,27 @@ def plan(
         max_cost_usd_per_mtok=max_cost,
         max_devices=max_devices,
     )
+    layout = plan_layout.layout_options(tensor_parallel, replicas, pools, chunk, study.workload)
+    if layout is not None:
+        if what_if:
+            raise ConfigError("goes with a single pipeline of single devices only", path="--what-if")
+        with ConsoleProgress() as progress:
+            planned = best_layout(
+                study,
+                progress,
+                layout,
+                max_penalty=max_penalty,
+                theta_s=theta,
+                time_limit_s=time_limit,
+                goal=goal,
+            )
+        whole = plan_layout.layout_document(planned, study.workload)
+        _write(out, whole)
+        if as_json:
+            emit_json(whole)
+            return
+        plan_layout.show_layout(planned, study.workload, WHAT[goal.objective])
+        return
     with ConsoleProgress() as progress:
         found = fastest_plan(
             study, progress, max_penalty=max_penalty, theta_s=theta, time_limit_s=time_limit, goal=goal
@@ -125,17 +150,22 @@ def plan(
     document = _document(found.candidate)
     if what_if:
         document["what_if"] = [_change(change) for change in changes]
-    if out is not None:
-        from dse.content import write_atomic
-
-        write_atomic(out, json.dumps(document, indent=1) + "\n")
-        note(f"wrote {out}")
+    _write(out, document)
     if as_json:
         emit_json(document)
         return
     _show(found.candidate, found.prepared, found.sensitivity, study, goal)
     if what_if:
         _show_changes(changes, found.candidate.solution)
+
+
+def _write(out: Path | None, document: dict[str, Any]) -> None:
+    """Write the plan where a file is asked for."""
+    if out is not None:
+        from dse.content import write_atomic
+
+        write_atomic(out, json.dumps(document, indent=1) + "\n")
+        note(f"wrote {out}")
 
 
 def _objective(name: str) -> Objective:

@@ -8,7 +8,7 @@ has a variant for each way to hold the cache, which only the devices that hold i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,27 +69,34 @@ class TableProblem:
         )
 
     def plan_from(
-        self, arrangement: Arrangement, *, model: str, granularity: str = "block", name: str = ""
+        self,
+        arrangement: Arrangement,
+        *,
+        model: str,
+        granularity: str = "block",
+        name: str = "",
+        taken: Collection[str] = (),
     ) -> Plan:
-        """Return the plan of an arrangement."""
+        """Return the plan of an arrangement; devices that are ``taken`` elsewhere are left alone."""
         return Plan(
             model=model,
             cluster=self.cluster,
             assignment=self.assignment_from(arrangement.choices),
-            stages=self.stages_from(arrangement),
+            stages=self.stages_from(arrangement, taken),
             prefill_micro_batch=arrangement.prefill_micro_batch,
             decode_micro_batch=arrangement.decode_micro_batch,
             granularity=granularity,
             name=name,
+            prefill_chunks=self.problem.n_chunks,
         )
 
-    def stages_from(self, arrangement: Arrangement) -> tuple[Stage, ...]:
-        """Return the stages on devices of the cluster."""
+    def stages_from(self, arrangement: Arrangement, taken: Collection[str] = ()) -> tuple[Stage, ...]:
+        """Return the stages on devices of the cluster that are not taken."""
         groups = [self.groups[device] for device, _, _ in arrangement.stages]
         return tuple(
             Stage(devices, (first, end), group.degree)
             for (_, first, end), group, devices in zip(
-                arrangement.stages, groups, placed(groups), strict=True
+                arrangement.stages, groups, placed(groups, taken), strict=True
             )
         )
 

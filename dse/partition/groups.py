@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dse.errors import ConfigError
 from dse.evaluate.tensor_parallel import TensorGroup, group_name
 from hardware_specs.spec import Cluster, Link
 
@@ -168,43 +168,17 @@ def _steps(
     yield from extend((), room)
 
 
-def placed(
-    groups: Sequence[DeviceGroup], taken: Mapping[str, Sequence[str]] | None = None
-) -> tuple[tuple[str, ...], ...]:
-    """Return the device names of disjoint groups, in their order; ``taken`` are names used elsewhere.
+def placed(groups: Sequence[DeviceGroup], taken: Collection[str] = ()) -> tuple[tuple[str, ...], ...]:
+    """Return the device names of disjoint groups, in their order, without those that are taken.
 
     Large groups get theirs first, so that groups of powers of two start at multiples of their size, as the
     switches and sockets of machines are laid out.
     """
-    next_free: dict[str, int] = {}
+    used = set(taken)
     names: dict[int, tuple[str, ...]] = {}
     for i in sorted(range(len(groups)), key=lambda i: -groups[i].degree):
         group = groups[i]
-        busy = set((taken or {}).get(group.node, ()))
-        found: list[str] = []
-        index = next_free.get(group.node, 0)
-        while len(found) < group.degree:
-            name = f"{group.node}/{index}"
-            if name not in busy:
-                found.append(name)
-            index += 1
-        next_free[group.node] = index
-        names[i] = tuple(found)
+        free = (name for index in itertools.count() if (name := f"{group.node}/{index}") not in used)
+        names[i] = tuple(itertools.islice(free, group.degree))
+        used.update(names[i])
     return tuple(names[i] for i in range(len(groups)))
-
-
-def checked_degrees(wanted: Sequence[int], possible: Sequence[int], model: str) -> tuple[int, ...]:
-    """Return the wanted degrees, each of which must be possible for the model.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for degree in wanted:
-        if degree not in possible:
-            raise ConfigError(
-                f"the heads and matrices of {model} cannot be shared out to {degree} devices of one node",
-                path="--tensor-parallel",
-                value=degree,
-                allowed=[str(entry) for entry in possible],
-            )
-    return tuple(wanted)

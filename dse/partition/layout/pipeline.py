@@ -117,7 +117,9 @@ def best_pipeline(
         cutoff: a value that is known from elsewhere; nothing at or above it is looked for.
     """
     began = time.monotonic()
-    degrees = degrees_of(inputs, cluster, options)
+    largest = max(node.n_devices for node in cluster.nodes)
+    wanted = inputs.degrees(largest) if options.degrees is None else options.degrees
+    degrees = tuple(degree for degree in wanted if degree <= largest)
     groups = device_groups(cluster, degrees)
     sequences = group_sequences(
         cluster, groups, inputs.n_layers, max_devices=goal.max_devices, limit=MAX_LANES
@@ -127,6 +129,8 @@ def best_pipeline(
     served = _served(workload, role)
     n_chunks = (1,) if role == "decode" else options.n_chunks
     variants = [(c, usable) for c in n_chunks for usable in kv_groups or inputs.kv_groups]
+    if not groups:
+        return best
     for index, (chunks, usable) in enumerate(variants):
         table = inputs.table(cluster, served, degrees, chunks)
         built = inputs.problem(

@@ -24,7 +24,7 @@ from dse.partition.branch import Limits
 from dse.partition.groups import node_kinds
 from dse.partition.layout.fluid import fluid_bound_s
 from dse.partition.layout.inputs import ModelInputs, part_of
-from dse.partition.layout.pipeline import LayoutOptions, Pipeline, Role, best_pipeline
+from dse.partition.layout.pipeline import LayoutOptions, Pipeline, Role, best_pipeline, degrees_of
 from dse.partition.problem import Array, Goal, Objective, Status
 from dse.partition.solve import OPTIMAL_GAP_FRAC
 from hardware_specs.spec import Cluster
@@ -112,6 +112,7 @@ class DeploymentSearch:
         self.names = tuple(node.name for node in cluster.nodes)
         self.whole = tuple(node.n_devices for node in cluster.nodes)
         self.kinds = node_kinds(cluster)
+        degrees_of(inputs, cluster, options)
         self.began = time.monotonic()
         self.solved: dict[object, Pipeline] = {}
         n_bundles = int(np.prod([n + 1 for n in self.whole])) - 1
@@ -210,7 +211,8 @@ class DeploymentSearch:
                 return memo[key]
             found = NOTHING
             for bundle in itertools.product(*(range(c + 1) for c in left)):
-                if sum(bundle) == 0:
+                # the last replica leaves of what is left what it does not want
+                if sum(bundle) == 0 or (n == 1 and bundle != left):
                     continue
                 sizes = (batch,) if n == 1 else range(1, batch if wanted is not None else batch + 1)
                 for size in sizes:
@@ -344,7 +346,8 @@ class DeploymentSearch:
         if self.limits.time_s is None:
             return self.limits
         left = max(0.0, self.limits.time_s - (time.monotonic() - self.began))
-        return replace(self.limits, time_s=max(0.2, left / 8))
+        alone = self.options.n_replicas == 1 and self.options.pools == "same"
+        return replace(self.limits, time_s=left if alone else max(0.2, left / 8))
 
     def _score(self, value: float, batch: int) -> float:
         """Return what adds up (minus a rate, or a weighted mean), or what the slowest decides."""

@@ -7,7 +7,8 @@ import pytest
 from dse.errors import ConfigError
 from dse.partition.branch import Limits
 from dse.partition.layout import pipeline
-from dse.partition.layout.pipeline import LayoutOptions, best_pipeline
+from dse.partition.layout.inputs import part_of
+from dse.partition.layout.pipeline import LayoutOptions, best_pipeline, degrees_of
 from dse.partition.problem import Goal, Objective
 from tests.layout_oracle import TinyInstance, least, tiny_instance
 
@@ -55,14 +56,17 @@ def test_many_groupings_equal_every_plan(seed: int, listed: bool, monkeypatch: p
     check(tiny_instance(seed), OBJECTIVES[seed % 6], (1, 2) if seed % 2 else (1,))
 
 
-def test_a_degree_that_does_not_divide_the_heads_is_refused() -> None:
+@pytest.mark.parametrize("degree", [3, 8])
+def test_a_degree_that_cannot_be_is_refused(degree: int) -> None:
     instance = tiny_instance(0)
-    with pytest.raises(ConfigError, match="cannot be shared out to 3 devices"):
-        best_pipeline(
-            instance.inputs,
-            instance.cluster,
-            instance.workload,
-            Goal(),
-            LayoutOptions(degrees=(3,)),
-            LIMITS,
-        )
+    with pytest.raises(ConfigError, match=f"cannot be shared out to {degree} devices"):
+        degrees_of(instance.inputs, instance.cluster, LayoutOptions(degrees=(1, degree)))
+
+
+def test_without_a_node_for_the_degree_there_is_no_pipeline() -> None:
+    instance = tiny_instance(0)
+    single = part_of(instance.cluster, {instance.cluster.nodes[0].name: 1})
+    options = LayoutOptions(degrees=(2,))
+    found = best_pipeline(instance.inputs, single, instance.workload, Goal(), options, LIMITS)
+    assert found.problem is None
+    assert found.solution.status == "infeasible"
