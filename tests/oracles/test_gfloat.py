@@ -67,3 +67,13 @@ def test_blocks_with_the_floor_rule(name: str) -> None:
     for row, expected in zip(x.double().numpy(), ours, strict=True):
         block = gfloat.quantize_block(BLOCKS[name], row, gfloat.compute_scale_amax)
         assert np.array_equal(block.astype(np.float32), expected)
+
+
+def test_the_most_negative_code_of_mxint8_is_the_only_difference() -> None:
+    """-128 / 64 = -2 is legal and never produced here, so that the grid is symmetric; gfloat uses it."""
+    row = torch.zeros(1, 32)
+    row[0, 3] = -1.998
+    block = gfloat.quantize_block(BLOCKS["mxint8"], row[0].double().numpy(), gfloat.compute_scale_amax)
+    assert block[3] == -2.0
+    assert float(fake_quantize(row, parse_format("mxint8"))[0, 3]) == -127 / 64
+    assert float(fake_quantize(-row, parse_format("mxint8"))[0, 3]) == 127 / 64
