@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from dse.errors import ConfigError
+from dse.graph.check import check_values
 from dse.graph.fit import DECODER, ENCODER, VISION, Probe
 from dse.graph.kernels import (
     ATTENTION_NAME,
@@ -160,14 +161,20 @@ def build_config(source: ModelSource) -> Any:
     """
     keywords = {k: v for k, v in source.config.items() if k != "model_type"}
     model_type = source.config["model_type"]
+    check_values(source.config, source.name)
     try:
         with _quiet():
             config = AutoConfig.for_model(model_type, **copy.deepcopy(keywords))
     except Exception as error:
         if model_type not in CONFIG_MAPPING:
-            text = f"architecture '{model_type}' is not known to transformers"
-        else:
-            text = f"not a valid {model_type} configuration: {one_line(error)}"
+            raise ConfigError(
+                f"architecture '{model_type}' is not known to transformers",
+                file=source.name,
+                path="model_type",
+                value=model_type,
+                allowed=sorted(CONFIG_MAPPING),
+            ) from error
+        text = f"not a valid {model_type} configuration: {one_line(error)}"
         raise ConfigError(text, file=source.name) from error
     return config
 

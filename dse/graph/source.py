@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import socket
 import urllib.parse
@@ -120,7 +121,24 @@ def _from_gguf(path: Path) -> ModelSource:
     plain = {key: value for key, value in dict(config).items() if value is not None}
     if not isinstance(plain.get("model_type"), str):
         raise ConfigError("is a GGUF file without an architecture", file=str(path))
+    if "head_dim" not in plain:
+        plain |= _head_dim(path, plain["model_type"])
     return ModelSource(path.stem, plain, gguf=path)
+
+
+def _head_dim(path: Path, model_type: str) -> dict[str, int]:
+    """Return the width of a head where transformers' reading of the header leaves it out (Qwen 3)."""
+    from gguf import GGUFReader
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if "head_dim" not in inspect.signature(CONFIG_MAPPING[model_type]).parameters:
+        return {}
+    named = [
+        field
+        for name, field in GGUFReader(path).fields.items()
+        if name.endswith(".attention.key_length") and not name.startswith("general.")
+    ]
+    return {"head_dim": int(named[0].contents())} if named else {}
 
 
 def _hub_answers() -> bool:

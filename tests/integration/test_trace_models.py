@@ -26,6 +26,7 @@ from dse.graph.skeleton import build_module
 from dse.graph.source import ModelSource, load_source
 from dse.graph.trace import trace_model
 from studies.catalogue import model_names, resolve_model
+from tests.demo_model import demo_folder
 from tests.small_models import DECODERS
 from tests.strategies import small_configurations, workload_points
 from tests.unit.graph.test_source import write_gguf
@@ -107,6 +108,44 @@ def test_a_folder_a_gguf_file_and_a_name_give_the_same_graph(tmp_path: Path) -> 
     assert same(trace_model(gguf), trace_model(ModelSource("written out", config)))
 
 
+@pytest.mark.parametrize(("architecture", "extra"), [("qwen2", {}), ("qwen3", {"head_dim": 16})])
+def test_gguf_files_of_other_architectures_give_the_graph_of_their_configuration(
+    tmp_path: Path, architecture: str, extra: dict[str, Any]
+) -> None:
+    """Oracle: the gguf package writes the file from the numbers of a configuration."""
+    import gguf
+
+    config = {**DECODERS[architecture], **extra}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", architecture)
+    writer.add_context_length(64)
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = load_source(tmp_path / "m.gguf")
+    tied = source.config.get("tie_word_embeddings", False)
+    config |= {"max_position_embeddings": 64, "tie_word_embeddings": tied}
+    assert same(trace_model(source), trace_model(ModelSource("written out", config)))
+
+
+@pytest.mark.model
+def test_the_demo_checkpoint_is_its_catalogue_entry() -> None:
+    """The folder of safetensors, which was written from a GGUF file, and the name."""
+    source = load_source(demo_folder())
+    assert source.has_weights
+    assert same(trace_model(source), trace_model(resolve_model("smollm2-135m-instruct")))
+
+
 def same(one: OperatorGraph, other: OperatorGraph) -> bool:
     return one.parts == other.parts and one.parameters == other.parameters
 
@@ -129,7 +168,7 @@ def test_every_model_of_the_catalogue_in_seconds_and_little_memory(name: str) ->
         "import json, resource, time\n"
         "import dse.graph.trace\n"
         "from studies.catalogue import resolve_model\n"
-        "start = time.process_time()\n"
+        "start = time.process_time()  # that of others on the machine does not count\n"
         f"graph = dse.graph.trace.trace_model(resolve_model({name!r}))\n"
         "time_s = time.process_time() - start\n"
         "peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
@@ -138,5 +177,5 @@ def test_every_model_of_the_catalogue_in_seconds_and_little_memory(name: str) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     n_layers, time_s, peak_bytes = json.loads(done.stdout)
     assert n_layers > 1
-    assert time_s < 10
+    assert time_s < (10 if name == "deepseek-v3" else 3)
     assert peak_bytes < 1e9

@@ -148,9 +148,21 @@ def test_layers_that_differ_in_a_switch_are_not_folded() -> None:
     ("change", "text"),
     [
         ({"model_type": "whisper"}, "'whisper' does not build"),
-        ({"model_type": "lama"}, "architecture 'lama' is not known"),
+        ({"model_type": "lama"}, "architecture 'lama' is not known.*did you mean 'llama'"),
         ({"num_attention_heads": "six"}, "num_attention_heads"),
-        ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 5}, "not a multiple of the number of attention"),
+        ({"num_key_value_heads": 4}, "num_key_value_heads: must divide the 6 attention heads, but got 4"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: must be at least 1, but got 0"),
+        ({"num_hidden_layers": 2.5}, "expected int, got float"),
+        ({"hidden_size": "48"}, "'hidden_size' expected int, got str"),
+        ({"vocab_size": None}, "'vocab_size' expected int, got NoneType"),
+        ({"hidden_act": "sillu"}, "hidden_act: unknown activation 'sillu'.*did you mean 'silu'"),
+        ({"rope_parameters": {"rope_type": "none", "rope_theta": 1e4}}, "'llama' does not build: 'none'"),
+        ({"model_type": "rwkv"}, "takes no cache, so its decode cannot be traced"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 8},
+            "num_experts_per_tok: a token cannot go to 8 of 4 experts",
+        ),
     ],
 )
 def test_what_cannot_be_traced_says_why_in_one_line(change: dict[str, Any], text: str) -> None:
