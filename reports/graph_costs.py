@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dse.evaluate.breakdown import cost_document
+from dse.evaluate.cost_document import cost_document
 from dse.formats.precision import Precision
 from dse.formats.storage import stored_bits
 from dse.graph.operator import Op, OperatorGraph

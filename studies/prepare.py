@@ -80,7 +80,7 @@ def prepare(study: Study, progress: Callable[[str], None], *, weights: bool = Tr
     )
     if study.layer_times is not None:
         times = LayerTimes(read_layer_times(Path(study.layer_times)), study.layer_time_model)
-        table = with_layer_times(table, times, study.workload)
+        table = with_layer_times(table, times, study.workload, study.layer_time_tokens)
     return Prepared(source, graph, cluster, runtime, units, precisions, table, dropped)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from dse.content import content_hash
 from dse.documents import Closed, as_file, packaged_names, read_file, read_packaged, validate
 from dse.errors import ConfigError
+from dse.evaluate.layer_times import Method
 from dse.graph.workload import Workload
 
 PACKAGE = "studies"
-LayerTimeModel = Literal["table", "regression"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Study:
     search: SearchSpec = field(default_factory=SearchSpec)
     grid_g_per_kwh: float | None = None
     layer_times: str | None = None
-    layer_time_model: LayerTimeModel = "table"
+    layer_time_model: Method = "table"
+    layer_time_tokens: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping of all resolved inputs."""
@@ -128,7 +129,8 @@ class _StudyFile(Closed):
     search: _SearchFile = _SearchFile()
     grid_g_per_kwh: float | None = Field(default=None, ge=0)
     layer_times: str | None = None
-    layer_time_model: LayerTimeModel = "table"
+    layer_time_model: Method = "table"
+    layer_time_tokens: float | None = Field(default=None, gt=0)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -175,6 +177,7 @@ def load_study(name: str) -> Study:
         grid_g_per_kwh=parsed.grid_g_per_kwh,
         layer_times=parsed.layer_times,
         layer_time_model=parsed.layer_time_model,
+        layer_time_tokens=parsed.layer_time_tokens,
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from dse.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dse.evaluate.layer_times import LayerTimes, Method
     from dse.formats.precision import Precision
     from dse.graph.operator import OperatorGraph
     from dse.graph.units import Unit
@@ -50,6 +51,20 @@ BOS = typer.Option(
 DTYPE = typer.Option("bfloat16", "--dtype", help="bfloat16 or float32, of the emulated forward passes.")
 TOKENS = typer.Option(8192, "--tokens", help="Evaluation tokens.")
 SEQUENCE = typer.Option(512, "--sequence-length", help="Tokens per sequence.")
+GRID = typer.Option(
+    None, "--grid-intensity", min=0, help="Grams of CO2e per kWh of the grid (the cluster's own, if it says)."
+)
+LAYER_TIMES = typer.Option(
+    None, "--layer-times", help="Measured layer times (CSV or JSON) instead of the cost models'."
+)
+LAYER_TIME_MODEL = typer.Option(
+    "table", "--layer-time-model", help="table takes them as they are; regression is LLM-PQ's latency model."
+)
+LAYER_TIME_TOKENS = typer.Option(
+    None,
+    "--layer-time-tokens",
+    help="Cached positions of the decode step that stands for all: prompt and half of the output by default.",
+)
 SEED = typer.Option(0, "--seed", help="Seed of everything random.")
 
 
@@ -137,6 +152,33 @@ def units_of_plan(plan: Plan, graph: OperatorGraph) -> tuple[Unit, ...]:
     for name in sorted(wanted - plan.assignment.by_unit.keys()):
         raise ConfigError(f"the plan says nothing of '{name}'", path="assignment")
     return units
+
+
+def layer_times_of(path: Path | None, model: str) -> LayerTimes | None:
+    """Return measured layer times under a model, None without a file.
+
+    Raises:
+        ConfigError: an unknown model, or a file that cannot be used.
+    """
+    if path is None:
+        return None
+    from dse.evaluate.layer_times import LayerTimes, read_layer_times
+
+    return LayerTimes(read_layer_times(path), layer_time_method(model))
+
+
+def layer_time_method(name: str) -> Method:
+    """Return the way of using measured layer times.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    from dse.evaluate.layer_times import METHODS
+
+    for known in METHODS:
+        if known == name:
+            return known
+    raise ConfigError(f"unknown model '{name}'", path="--layer-time-model", value=name, allowed=METHODS)
 
 
 def check_sizes(*, tokens: int, sequence_length: int) -> None:

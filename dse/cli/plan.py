@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dse.cli import options, plan_layout
+from dse.cli.cost_text import at_least, money
 from dse.cli.output import emit_json, note, si, table
 from dse.errors import ConfigError
 from dse.partition.serving import serving_flags
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from dse.sensitivity.table import SensitivityTable
     from studies.arrange import Candidate
     from studies.prepare import Prepared
+    from studies.result import Predicted
     from studies.schema import Study
 
 
+ENERGY_PARTS = 3  # static, memory, compute
 WHAT = {
     "time": "s for the batch",
     "ttft": "s to the first tokens",
@@ -72,6 +75,10 @@ def plan(
     max_energy: float | None = typer.Option(None, "--max-energy", min=0, help="Joules per generated token."),
     max_cost: float | None = typer.Option(None, "--max-cost", min=0, help="USD per million tokens."),
     max_devices: int | None = typer.Option(None, "--max-devices", min=1, help="Devices a plan may use."),
+    layer_times: Path | None = options.LAYER_TIMES,
+    layer_time_model: str = options.LAYER_TIME_MODEL,
+    layer_time_tokens: float | None = options.LAYER_TIME_TOKENS,
+    grid: float | None = options.GRID,
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens of a measured metric."),
     sequence_length: int = options.SEQUENCE,
     corpus: str | None = options.CORPUS,
@@ -109,6 +116,10 @@ def plan(
         metric=metric,
         seed=seed,
         quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length),
+        grid_g_per_kwh=grid,
+        layer_times=None if layer_times is None else str(layer_times),
+        layer_time_model=options.layer_time_method(layer_time_model),
+        layer_time_tokens=layer_time_tokens,
     )
     n_tokens = study.workload.batch * study.workload.output_tokens
     goal = Goal(
@@ -195,9 +206,18 @@ def _show(
     typer.echo(
         f"{study.model} on {prepared.cluster.name}: TTFT {si(predicted.ttft_s, 's')}, "
         f"TPOT {si(predicted.tpot_s, 's')}, {predicted.throughput_tokens_per_s:.1f} tokens/s, "
-        f"{si(predicted.energy_j_per_token, 'J')} a token, {predicted.linear_effective_bits:.2f} bits "
+        f"{_energy(predicted)} a token, {predicted.linear_effective_bits:.2f} bits "
         f"({predicted.provenance})"
     )
+    if predicted.ttft_interval_s is not None and predicted.tpot_interval_s is not None:
+        spans = (predicted.ttft_interval_s, predicted.tpot_interval_s)
+        likely = ", TPOT ".join(f"{si(low, 's')} to {si(high, 's')}" for low, high in spans)
+        grams = predicted.co2e_g_per_request
+        carbon = "" if grams is None else f", {si(grams, 'g')} CO2e"
+        typer.echo(
+            f"if all kernels err alike, 80 %: TTFT {likely}; {si(predicted.energy_j_per_request, 'J')} a "
+            f"request{carbon}{money(predicted.cost_usd_per_mtok)}"
+        )
     rows = []
     for stage in candidate.plan.stages:
         first, end = stage.layers
@@ -224,6 +244,15 @@ def _show(
     typer.echo(
         f"penalty: {solution.penalty:.4g} {sensitivity.unit} ({sensitivity.metric}, {sensitivity.provenance})"
     )
+
+
+def _energy(predicted: Predicted) -> str:
+    """Return the joules of a token; "unknown" where no part is known, "at least" where some is not."""
+    gaps = predicted.energy_excludes or {}
+    nothing_known = [device for device, parts in gaps.items() if len(parts) == ENERGY_PARTS]
+    if nothing_known and len(nothing_known) == len(predicted.memory_bytes):
+        return "unknown energy"
+    return f"{at_least(gaps)}{si(predicted.energy_j_per_token, 'J')}"
 
 
 def _change(change: Change) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from dse.evaluate.lowering import (
     active_frac,
     active_matrices,
     attention_work,
-    bias_bytes,
     elementwise_work,
     linear_rows,
     linear_work,
@@ -154,12 +153,7 @@ def prepare(
 
 
 def _stored_bytes(extras: Extras, op: Op, precision: Precision) -> float:
-    kept = extras.keeps(precision.weights)
-    if kept is None or op.weight_shape is None:
-        return weight_bytes(op, precision.weights)
-    outputs, inputs = op.weight_shape
-    beside = float(kept.bytes_beside(outputs, inputs))
-    return kept.matrix_bytes(precision.weights, outputs, inputs) + bias_bytes(op) + beside
+    return weight_bytes(op, precision.weights, extras)
 
 
 def _read_bytes(op: Op, precision: Precision) -> float:

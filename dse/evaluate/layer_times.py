@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from dse.graph.workload import Workload
 
 COLUMNS = ("device", "precision", "phase", "batch", "tokens", "seconds")
 Method = Literal["table", "regression"]
+METHODS: tuple[Method, ...] = get_args(Method)
 Key = tuple[str, str, Phase]
 
 

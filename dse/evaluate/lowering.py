@@ -47,9 +47,16 @@ LAUNCHING_KINDS = ("norm", "activation", "rope", "embedding")
 (norm + add, act * up), but their traffic is counted as traced."""
 
 
-def weight_bytes(op: Op, fmt: NumberFormat) -> float:
-    """Return the stored bytes of a linear: its matrix in ``fmt`` with metadata, its bias in 16 bits."""
+def weight_bytes(op: Op, fmt: NumberFormat, extras: Extras = NO_EXTRAS) -> float:
+    """Return the stored bytes of a linear: its matrix in ``fmt`` with metadata, its bias in 16 bits.
+
+    What ``extras`` keep beside the matrix is counted with it.
+    """
     outputs, inputs = _weight_shape(op)
+    kept = extras.keeps(fmt)
+    if kept is not None:
+        beside = float(kept.bytes_beside(outputs, inputs))
+        return kept.matrix_bytes(fmt, outputs, inputs) + beside + bias_bytes(op)
     return stored_bits(fmt, outputs, inputs) / BITS_PER_BYTE + bias_bytes(op)
 
 

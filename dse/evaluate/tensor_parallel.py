@@ -18,7 +18,7 @@ from cost_models.energy import link_energy_j
 from cost_models.work import Floats
 from dse.errors import ConfigError
 from dse.evaluate.cost_table import Array
-from dse.graph.operator import Attention, Op, OperatorGraph
+from dse.graph.operator import Attention, Block, Op, OperatorGraph
 from hardware_specs.spec import Cluster, HardwareSpec, Link
 
 ALL_REDUCES_PER_BLOCK = 2
@@ -151,6 +151,59 @@ def degrees_for(graph: OperatorGraph, n_devices: int) -> tuple[int, ...]:
 def elementwise_parts(others: Sequence[Op], degree: int) -> Array:
     """Return (E,) the share of each element-wise operator that one device does."""
     return np.array([1.0 / degree if op.kind in SHARED_KINDS else 1.0 for op in others])
+
+
+def graph_part(graph: OperatorGraph, degree: int) -> OperatorGraph:
+    """Return what one device of a group computes and stores: the graph with its parts of every operator.
+
+    Embedding and output head are cut by vocabulary, matrices rounded up to whole rows or columns.
+    Activations between operators stay whole.
+
+    Raises:
+        ConfigError: the degree does not divide the query heads.
+    """
+    if degree == 1:
+        return graph
+
+    def part(block: Block) -> Block:
+        return replace(block, ops=tuple(_op_part(op, degree) for op in block.ops))
+
+    return replace(
+        graph,
+        prologue=part(graph.prologue),
+        blocks=tuple(part(block) for block in graph.blocks),
+        epilogue=part(graph.epilogue),
+    )
+
+
+def _op_part(op: Op, degree: int) -> Op:
+    """Return one device's part of an operator."""
+    share = 1.0 / degree
+    if op.attention is not None:
+        return replace(op, attention=attention_part(op.attention, degree))
+    if op.kind == "embedding" and op.weight_shape is not None:
+        return replace(op, parameters=-(-op.parameters // degree))
+    if op.kind in SHARED_KINDS:
+        return replace(
+            op,
+            vector_flop=op.vector_flop * share,
+            read_elements=op.read_elements * share,
+            write_elements=op.write_elements * share,
+        )
+    if op.kind != "linear" or op.weight_shape is None:
+        return op
+    outputs, inputs = op.weight_shape
+    by_input = op.role in INPUT_ROLES
+    whole = outputs * inputs
+    shape = (outputs, -(-inputs // degree)) if by_input else (-(-outputs // degree), inputs)
+    return replace(
+        op,
+        parameters=-(-op.parameters // degree),
+        weight_shape=shape,
+        flop=op.flop * (shape[0] * shape[1] / whole),
+        read_elements=op.read_elements * share if by_input else op.read_elements,
+        write_elements=op.write_elements if by_input else op.write_elements * share,
+    )
 
 
 def all_reduce_costs(group: TensorGroup, message_bytes: Array) -> Array:

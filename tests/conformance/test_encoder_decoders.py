@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from dse.evaluate.breakdown import cost_document
 from dse.evaluate.build import build_cost_table
+from dse.evaluate.cost_document import cost_document
 from dse.evaluate.footprint import kv_bytes_per_token
 from dse.evaluate.lowering import lower
 from dse.formats.grammar import parse_precision

@@ -10,7 +10,7 @@ import pytest
 
 from cost_models.pricing import price
 from cost_models.work import Work
-from dse.evaluate.breakdown import cost_document
+from dse.evaluate.cost_document import cost_document
 from dse.evaluate.lowering import lower
 from dse.formats.grammar import parse_precision
 from dse.graph.operator import Op, OperatorGraph

@@ -8,8 +8,9 @@ import pytest
 
 from cost_models.pipeline import pipeline_times
 from dse.errors import ConfigError, UnsupportedOnDevice
-from dse.evaluate.breakdown import cost_document, roofline_points
+from dse.evaluate.breakdown import roofline_points
 from dse.evaluate.build import build_cost_table
+from dse.evaluate.cost_document import Setting, cost_document
 from dse.evaluate.effective_bits import effective_bits
 from dse.evaluate.plan_cost import plan_timeline, predict
 from dse.formats.grammar import parse_precision
@@ -155,7 +156,7 @@ def test_intervals_and_carbon():
     # Every kernel may take 0.9 to 1.2 times its estimate: so may their sum.
     profiles = tuple(replace(entry, interval=Interval(0.9, 1.2)) for entry in SPECS["toy"].kernels)
     spec = replace(SPECS["toy"], kernels=profiles)
-    document = cost_document(GRAPH, spec, BF16, WORKLOAD, grid_g_per_kwh=400.0)
+    document = cost_document(GRAPH, spec, BF16, WORKLOAD, setting=Setting(400.0))
     for phase in ("prefill", "decode"):
         total = document[phase]["time_s"]
         assert document[phase]["interval_s"] == pytest.approx([0.9 * total, 1.2 * total])

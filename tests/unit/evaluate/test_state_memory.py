@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dse.evaluate.breakdown import cost_document
 from dse.evaluate.build import build_cost_table
+from dse.evaluate.cost_document import cost_document
 from dse.evaluate.plan_cost import predict
 from dse.formats.grammar import parse_precision
 from dse.graph.source import ModelSource
