@@ -5,7 +5,8 @@ Iterations that hold prompt chunks are taken one by one. Decode iterations betwe
 that times are differences of running sums. An arrival cuts a run short at the end of the step it falls into.
 
 A pipeline of S stages has S lanes (micro-batches), each with its own sequences; an iteration passes through
-the stages in turn and waits where another lane's is. Runs are taken where one lane is alone.
+the stages in turn and waits where another lane's is. Runs are taken where one lane is alone; where several
+take turns, ``rotate`` takes their steps up to the next event from outside.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 
 from dse.capacity.lane import Lane, Requests
 from dse.capacity.replica import Replica
+from dse.capacity.rotation import rotate
 
 WATERMARK_FRAC = 0.01
 """Share of the blocks that admissions leave free, against preemptions right after them (vLLM's default)."""
@@ -28,6 +30,10 @@ class Outside(Protocol):
 
     def schedule(self, time_s: float, lane: Lane) -> None:
         """Call ``Engine.finish`` at a time, unless the lane is rescheduled before."""
+        ...
+
+    def undisturbed_until(self, engine: Engine) -> float:
+        """Return a time before which nothing from outside changes an engine."""
         ...
 
     def prefilled(self, request: int, time_s: float, engine: Engine) -> None:
@@ -199,7 +205,8 @@ class Engine:
         context = lane.cached / n + 1.0
         segment = self.steps.segment(n, context)
         other_s, other_j = self.steps.decode(n)
-        alone = self.n_stages == 1 or not (self.waiting or any(other.busy for other in self.lanes))
+        alone = self.n_stages == 1 or not any(other.busy for other in self.lanes)
+        alone = alone and (self.n_stages == 1 or self._is_blocked())
         most = min(self.max_run_steps, segment.steps_left(context)) if alone else 1
         if most > 1:
             most = lane.affordable(min(most, lane.next_end() - lane.step), self.free_blocks)
@@ -303,6 +310,17 @@ class Engine:
             for other in self.lanes:
                 if not other.busy:
                     self.start(other, now)
+        if self.n_stages > 1 and self.max_run_steps > 1:
+            self._rotate()
+
+    def _rotate(self) -> None:
+        """Let decoding lanes take turns up to the next event, where nothing else can start."""
+        busy = [lane for lane in self.lanes if lane.busy]
+        if len(busy) < 2 or any(lane.chunks or not lane.committed for lane in busy):
+            return
+        if any(lane.arrived for lane in self.lanes) or not self._is_blocked():
+            return
+        rotate(self, busy, self.outside.undisturbed_until(self))
 
     # --- sequences --------------------------------------------------------------------------------------
 
@@ -400,6 +418,17 @@ class Engine:
             lane.reserved += 1
             self.requests.moved[request] = True
             self.outside.transfer(request, now, lane)
+
+    def _is_blocked(self) -> bool:
+        """Return whether nothing waits that could be admitted before a sequence ends."""
+        if not self.waiting:
+            return True
+        request = self.waiting[0]
+        total = self.requests.prompt[request]
+        if self.role != "decode" or self.requests.moved[request]:
+            total += self.requests.done[request]
+        blocks = -(-total // self.block)
+        return not any(self._has_room(lane, blocks) for lane in self.lanes)
 
     def _has_room(self, lane: Lane, blocks: int) -> bool:
         """Return whether a lane may admit a sequence: lanes stay level, and some blocks are left."""

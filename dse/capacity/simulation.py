@@ -92,7 +92,8 @@ class ReplicaLog:
         """
         if self.n_blocks is None or not len(self.rows):
             return None if self.n_blocks is None else np.zeros(len(edges_s) - 1)
-        start, end, _, at_start, at_end, after = self.rows.T
+        rows = self.rows[np.argsort(self.rows[:, 1], kind="stable")]
+        start, end, _, at_start, at_end, after = rows.T
         before = np.concatenate([[float(self.n_blocks)], after[:-1]])
         if self.replica.n_stages == 1:
             times = np.stack([start, start, end, end], 1).ravel()
