@@ -14,13 +14,8 @@ from dse.capacity.fleet import FleetObjective
 from dse.capacity.load import Load
 from dse.capacity.loop import Iteration, plan_and_judge
 from dse.capacity.market import Answer, Market
-from dse.capacity.options import (
-    Absent,
-    Bits,
-    mixed_bits,
-    replica_options,
-    uniform_bits,
-)
+from dse.capacity.options import Absent, Bits, Building, replica_options, uniform_bits
+from dse.capacity.planned import planned_options
 from dse.capacity.questions import QUESTIONS, checked_questions
 from dse.capacity.replica import Batching
 from dse.content import write_atomic
@@ -181,18 +176,26 @@ def _market(
     load: Load,
     progress: StudyProgress,
 ) -> tuple[Market, list[Absent]]:
-    progress.step("building replicas on every machine")
-    options, absent = replica_options(
+    units = units_of(graph, study.granularity, runtime.ties)
+    building = Building(
         graph,
+        units,
         catalogue,
-        _bits(study, graph, runtime),
-        max_context_tokens=load.max_context,
-        runtime=runtime,
-        batching=Batching(study.max_sequences, study.batch_tokens),
-        granularity=study.granularity,
-        max_perplexity_frac=study.max_perplexity_frac,
-        progress=progress.advance,
+        runtime,
+        load.max_context,
+        Batching(study.max_sequences, study.batch_tokens),
+        study.max_perplexity_frac,
     )
+    progress.step("building replicas on every machine")
+    bits = uniform_bits(units, [parse_precision(text) for text in study.precisions])
+    options, absent = replica_options(building, bits, progress.advance)
+    for entry in study.mixed:
+        progress.step(f"planning mixes of {entry.low} and {entry.high}")
+        low, high = parse_precision(entry.low), parse_precision(entry.high)
+        more, missing = planned_options(
+            building, low, high, entry.budget_frac, load, progress=progress.advance
+        )
+        options, absent = options + more, absent + missing
     if not options:
         reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in absent[:3])
         raise NoFeasiblePlan(f"{study.model} fits no machine of {catalogue.name}: {reasons}")
@@ -202,15 +205,6 @@ def _market(
         "energy" if study.objective == "energy" else "carbon" if study.objective == "carbon" else "cost"
     )
     return Market.of(catalogue, options, load, terms=terms, objective=objective), absent
-
-
-def _bits(study: CapacityStudy, graph: OperatorGraph, runtime: RuntimeProfile) -> list[Bits]:
-    units = units_of(graph, study.granularity, runtime.ties)
-    found = uniform_bits(units, [parse_precision(text) for text in study.precisions])
-    for entry in study.mixed:
-        low, high = parse_precision(entry.low), parse_precision(entry.high)
-        found.append(mixed_bits(graph, units, low, high, entry.budget_frac))
-    return found
 
 
 def catalogue_json(catalogue: Catalogue) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dse.capacity.arrivals import ClassLoad, generate
 from dse.capacity.lengths import Independent, Lognormal
 from dse.capacity.load import Load, RequestClass, ServiceLevel
 from dse.capacity.market import Market
-from dse.capacity.options import ReplicaOption, replica_options, uniform_bits
+from dse.capacity.options import Building, ReplicaOption, replica_options, uniform_bits
 from dse.formats.grammar import parse_precision
 from dse.graph.cache import load_graph
 from dse.graph.units import units_of
@@ -79,7 +79,7 @@ def options() -> tuple[ReplicaOption, ...]:
     graph, runtime = load_graph(resolve_model("llama-3.2-1b")), load_runtime("vllm")
     units = units_of(graph, "block", runtime.ties)
     bits = uniform_bits(units, [parse_precision("bf16"), parse_precision("int8_row")])
-    found, _ = replica_options(graph, catalogue(), bits, max_context_tokens=4096, runtime=runtime)
+    found, _ = replica_options(Building(graph, units, catalogue(), runtime, 4096), bits)
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,15 +15,13 @@ from dse.errors import DseError
 from dse.evaluate.kernel_path import supports
 from dse.formats.precision import Precision
 from dse.graph.operator import OperatorGraph
-from dse.graph.units import Unit, units_of
+from dse.graph.units import Unit
 from dse.plan import Assignment, Plan, Stage
-from dse.search.knapsack import allocate
-from dse.sensitivity.noise import noise_table
 from dse.sensitivity.table import SensitivityTable
 from hardware_specs.catalogue import Catalogue, NodeOffer
-from hardware_specs.spec import RuntimeProfile
+from hardware_specs.spec import Cluster, RuntimeProfile
 
-MAX_PENALTY_SLACK = 1e-9
+TENSORS: tuple[Literal["weights", "activations", "kv"], ...] = ("weights", "activations", "kv")
 REFERENCE_BITS = 16
 UNLIMITED_TOKENS = 1e12  # of a model without a cache
 DEFAULT_BATCHING = Batching()
@@ -80,7 +79,10 @@ class ReplicaOption:
     def layout(self) -> str:
         """Tensor and pipeline parallelism in words."""
         stages = self.replica.plan.stages if self.replica.plan is not None else ()
-        return f"TP {self.n_devices // max(1, len(stages))} x PP {len(stages)}"
+        degrees = [stage.tensor_parallel for stage in stages]
+        if len(set(degrees)) == 1:
+            return f"TP {degrees[0]} x PP {len(stages)}"
+        return f"TP {', '.join(str(degree) for degree in degrees)}"
 
 
 @dataclass(frozen=True)
@@ -109,40 +111,6 @@ def uniform_bits(
     ]
 
 
-def mixed_bits(
-    graph: OperatorGraph,
-    units: Sequence[Unit],
-    low: Precision,
-    high: Precision,
-    budget_frac: float = 0.5,
-    sensitivity: SensitivityTable | None = None,
-) -> Bits:
-    """Return the smallest assignment of two precisions whose penalty is within a budget, exactly.
-
-    Args:
-        graph, units: the model.
-        low, high: few and many bits.
-        budget_frac: where the budget lies between the uniform plans of ``high`` (0) and ``low`` (1).
-        sensitivity: penalties; None takes the noise of a uniform quantizer, which needs no weights.
-    """
-    pair = (high, low)
-    table = noise_table(graph, tuple(units), pair) if sensitivity is None else sensitivity
-    penalty = table.penalty[:, [table.precisions.index(precision) for precision in pair]]
-    sizes = np.array([[_bits_of(graph, unit, precision) for precision in pair] for unit in units])
-    first, last = penalty[:, 0].sum(), penalty[:, 1].sum()
-    budget = float(first + budget_frac * (last - first)) * (1 + MAX_PENALTY_SLACK)
-    found = allocate(sizes, penalty, max(budget, float(penalty.min(axis=1).sum())))
-    chosen = [pair[k] for k in found.choices]
-    name = f"mixed {low.weights.name}+{high.weights.name}"
-    assignment = Assignment(tuple((unit.name, p) for unit, p in zip(units, chosen, strict=True)))
-    return Bits(name, assignment, pair, quality_of(chosen, sensitivity))
-
-
-def _bits_of(graph: OperatorGraph, unit: Unit, precision: Precision) -> float:
-    ops = {op.name: op for op in graph.block_of_layer[unit.layer].ops}
-    return sum(ops[name].parameters for name in unit.ops) * float(precision.weights.bits)
-
-
 def quality_of(chosen: Sequence[Precision], sensitivity: SensitivityTable | None) -> QualityClaim:
     """Return the predicted growth of the perplexity, where sensitivities in nats of KL are known.
 
@@ -160,91 +128,105 @@ def quality_of(chosen: Sequence[Precision], sensitivity: SensitivityTable | None
     return QualityClaim(float(np.expm1(kl_nats)), "predicted", f"additive {sensitivity.metric}")
 
 
+@dataclass(frozen=True, eq=False)
+class Building:
+    """What replicas are built from.
+
+    Attributes:
+        graph, units: the model and the parts that get one precision each.
+        catalogue: the machines.
+        runtime: fused launches, host time, and which formats load.
+        max_context_tokens: longest prompt and output.
+        batching: of the engines.
+        max_perplexity_frac: options that lose more, or whose loss is unknown, are absent; None takes all.
+    """
+
+    graph: OperatorGraph
+    units: tuple[Unit, ...]
+    catalogue: Catalogue
+    runtime: RuntimeProfile
+    max_context_tokens: int
+    batching: Batching = DEFAULT_BATCHING
+    max_perplexity_frac: float | None = None
+
+    def option(self, offer: int, cluster: Cluster, plan: Plan, bits: Bits, name: str) -> ReplicaOption:
+        """Return the option of a plan on a cluster of an offer's machines.
+
+        Raises:
+            DseError: it does not fit, or a precision does not run there.
+        """
+        replica = replica_from_plan(
+            plan,
+            self.graph,
+            cluster,
+            max_context_tokens=self.max_context_tokens,
+            batching=self.batching,
+            runtime=self.runtime,
+            units=self.units,
+            name=name,
+        )
+        return ReplicaOption(name, offer, len(replica.devices), bits, replica)
+
+    def quality_refusal(self, bits: Bits) -> str | None:
+        """Return why the quality of an assignment is not good enough, None if it is or none is asked for."""
+        most, claim = self.max_perplexity_frac, bits.quality
+        if most is None:
+            return None
+        if claim.perplexity_frac is None:
+            return f"its quality is unknown ({claim.reason}), so +{most:.2%} is not assured"
+        if claim.perplexity_frac > most:
+            return f"perplexity +{claim.perplexity_frac:.2%} ({claim.provenance}) is above +{most:.2%}"
+        return None
+
+
 def replica_options(
-    graph: OperatorGraph,
-    catalogue: Catalogue,
-    bits: Sequence[Bits],
-    *,
-    max_context_tokens: int,
-    runtime: RuntimeProfile | None = None,
-    batching: Batching = DEFAULT_BATCHING,
-    granularity: str = "block",
-    max_perplexity_frac: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    building: Building, bits: Sequence[Bits], progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[ReplicaOption], list[Absent]]:
-    """Return every option, and what is absent for a reason.
+    """Return every option of the assignments on every machine, and what is absent for a reason.
 
     Args:
-        graph: the model.
-        catalogue: the machines.
+        building: model, machines and engines.
         bits: assignments to offer.
-        max_context_tokens: longest prompt and output.
-        runtime: fused launches, host time, and which formats load.
-        batching: of the engines.
-        granularity: of the units of the assignments.
-        max_perplexity_frac: options that lose more, or whose loss is unknown, are absent.
         progress: called with (done, all).
     """
-    units = units_of(graph, granularity, () if runtime is None else runtime.ties)
     found: list[ReplicaOption] = []
     absent: list[Absent] = []
-    work = [(index, offer, entry) for index, offer in enumerate(catalogue.nodes) for entry in bits]
-    for done, (index, offer, entry) in enumerate(work):
-        reason = _refused(offer, entry, runtime, max_perplexity_frac)
-        if reason is not None:
+    work = [(index, entry) for index in range(len(building.catalogue.nodes)) for entry in bits]
+    for done, (index, entry) in enumerate(work):
+        offer = building.catalogue.nodes[index]
+        options: list[ReplicaOption] = []
+        reason = refused(offer, entry.precisions, building.runtime) or building.quality_refusal(entry)
+        if reason is None:
+            options, reason = _layouts(building, index, entry)
+        found += options
+        if not options:
             absent.append(Absent(f"{offer.name} {entry.name}", reason))
-        else:
-            options, reason = _layouts(
-                graph, catalogue, index, entry, units, max_context_tokens, runtime, batching
-            )
-            found += options
-            if not options:
-                absent.append(Absent(f"{offer.name} {entry.name}", reason))
         if progress is not None:
             progress(done + 1, len(work))
     return found, absent
 
 
-def _refused(
-    offer: NodeOffer, entry: Bits, runtime: RuntimeProfile | None, max_perplexity_frac: float | None
-) -> str | None:
-    for precision in entry.precisions:
+def refused(offer: NodeOffer, precisions: Sequence[Precision], runtime: RuntimeProfile) -> str | None:
+    """Return why a machine or the runtime does not take precisions, None if both do."""
+    for precision in precisions:
         reason = supports(offer.spec, precision)
         if reason is not None:
             return f"{precision.name}: {reason}"
         names = precision.to_json()
-        for tensor in ("weights", "activations", "kv"):
-            if runtime is not None and not runtime.allows(tensor, names[tensor]):
+        for tensor in TENSORS:
+            if not runtime.allows(tensor, names[tensor]):
                 return f"{runtime.name} does not load {tensor} in {names[tensor]}"
-    if max_perplexity_frac is None:
-        return None
-    if entry.quality.perplexity_frac is None:
-        return (
-            f"its quality is unknown ({entry.quality.reason}), so +{max_perplexity_frac:.2%} is not assured"
-        )
-    if entry.quality.perplexity_frac > max_perplexity_frac:
-        lost = entry.quality.perplexity_frac
-        return f"perplexity +{lost:.2%} ({entry.quality.provenance}) is above +{max_perplexity_frac:.2%}"
     return None
 
 
-def _layouts(
-    graph: OperatorGraph,
-    catalogue: Catalogue,
-    index: int,
-    entry: Bits,
-    units: Sequence[Unit],
-    max_context_tokens: int,
-    runtime: RuntimeProfile | None,
-    batching: Batching,
-) -> tuple[list[ReplicaOption], str]:
-    offer = catalogue.nodes[index]
+def _layouts(building: Building, index: int, entry: Bits) -> tuple[list[ReplicaOption], str]:
+    offer, graph = building.catalogue.nodes[index], building.graph
     found: list[ReplicaOption] = []
     reason = "no layout"
-    for n_devices, degree in _sizes(graph, offer, with_two=catalogue.network is not None):
+    for n_devices, degree in _sizes(graph, offer, with_two=building.catalogue.network is not None):
         if n_devices > offer.n_devices and found:
             break  # more machines only where one does not hold the model
-        cluster = catalogue.cluster(offer, -(-n_devices // offer.n_devices))
+        cluster = building.catalogue.cluster(offer, -(-n_devices // offer.n_devices))
         names = [name for name, _ in cluster.devices][:n_devices]
         plan = Plan(
             model=graph.model,
@@ -256,20 +238,9 @@ def _layouts(
         )
         name = f"{offer.name} TP{degree}xPP{n_devices // degree} {entry.name}"
         try:
-            replica = replica_from_plan(
-                plan,
-                graph,
-                cluster,
-                max_context_tokens=max_context_tokens,
-                batching=batching,
-                runtime=runtime,
-                units=units,
-                name=name,
-            )
+            found.append(building.option(index, cluster, plan, entry, name))
         except DseError as error:
             reason = str(error)
-            continue
-        found.append(ReplicaOption(name, index, n_devices, entry, replica))
     return found, reason
 
 

@@ -12,20 +12,17 @@ from dse.capacity.asked import Asked
 from dse.capacity.assemble import Terms
 from dse.capacity.fleet_solver import SolverOptions
 from dse.capacity.market import Market
-from dse.capacity.options import (
-    mixed_bits,
-    quality_of,
-    replica_options,
-    uniform_bits,
-)
+from dse.capacity.options import Building, quality_of, replica_options, uniform_bits
+from dse.capacity.planned import planned_options
 from dse.capacity.questions import QUESTIONS, checked_questions
 from dse.errors import ConfigError
 from dse.formats.grammar import parse_precision
 from dse.graph.cache import load_graph
 from dse.graph.units import units_of
 from dse.sensitivity.noise import noise_table
+from hardware_specs.loader import load_runtime
 from studies.catalogue import resolve_model
-from tests.capacity_case import catalogue, market, options
+from tests.capacity_case import catalogue, load, market, options
 
 
 @pytest.fixture(scope="module")
@@ -152,27 +149,30 @@ def test_quality_is_a_condition_or_unknown() -> None:
     claim = quality_of([narrow] * len(units), nats)
     assert claim.perplexity_frac == pytest.approx(np.expm1(0.01 * len(units)))
     bits = uniform_bits(units, [wide, narrow], nats)
-    kept, absent = replica_options(
-        graph, catalogue(), bits, max_context_tokens=1024, max_perplexity_frac=0.05
-    )
+    building = Building(graph, units, catalogue(), load_runtime("vllm"), 1024, max_perplexity_frac=0.05)
+    kept, absent = replica_options(building, bits)
     assert {option.bits.name for option in kept} == {wide.name}
     assert any("is above +5.00%" in entry.reason for entry in absent)
-    _, unknown = replica_options(
-        graph,
-        catalogue(),
-        uniform_bits(units, [narrow]),
-        max_context_tokens=1024,
-        max_perplexity_frac=0.05,
-    )
+    _, unknown = replica_options(building, uniform_bits(units, [narrow]))
     assert all("quality is unknown" in entry.reason for entry in unknown)
 
 
-def test_a_mix_is_the_smallest_within_its_budget() -> None:
-    """Equal layers under a budget of half: half of them get few bits."""
+def test_planned_mixes_keep_their_budget() -> None:
+    """Equal layers under half of the way to few bits: half of them may have few, on every machine."""
     graph = load_graph(resolve_model("llama-3.2-1b"))
     units = units_of(graph, "block")
     low, high = parse_precision("int4_g128"), parse_precision("int8_row")
-    mixed = mixed_bits(graph, units, low, high, 0.5)
-    names = [precision.name for _, precision in mixed.assignment.items]
-    assert names.count(low.name) == len(units) // 2
-    assert mixed_bits(graph, units, low, high, 1.0).assignment.items[0][1] == low
+    building = Building(graph, units, catalogue(), load_runtime("vllm"), 4096)
+    found, absent = planned_options(building, low, high, 0.5, load())
+    assert not absent
+    assert {option.offer for option in found} == {0, 1}
+    for option in found:
+        names = [precision.name for _, precision in option.bits.assignment.items]
+        assert names.count(low.name) <= len(units) // 2
+        assert set(names) <= {low.name, high.name}
+        assert option.replica.plan is not None
+        assert option.n_devices == sum(len(stage.devices) for stage in option.replica.plan.stages)
+    assert any(
+        [p.name for _, p in option.bits.assignment.items].count(low.name) == len(units) // 2
+        for option in found
+    )
