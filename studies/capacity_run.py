@@ -11,6 +11,7 @@ from typing import Any
 from dse.capacity.asked import Asked
 from dse.capacity.assemble import Terms
 from dse.capacity.fleet import FleetObjective
+from dse.capacity.judge import pool_name
 from dse.capacity.load import Load
 from dse.capacity.loop import Iteration, plan_and_judge
 from dse.capacity.market import Answer, Market
@@ -200,7 +201,7 @@ def _market(
         reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in absent[:3])
         raise NoFeasiblePlan(f"{study.model} fits no machine of {catalogue.name}: {reasons}")
     progress.step(f"pricing {len(options)} replicas for the load")
-    terms = Terms(spot=study.spot, max_usd_per_h=study.max_usd_per_h)
+    terms = Terms(study.spot, study.max_usd_per_h, separate_pools=study.separate_pools)
     objective: FleetObjective = (
         "energy" if study.objective == "energy" else "carbon" if study.objective == "carbon" else "cost"
     )
@@ -251,7 +252,7 @@ def fleet_json(answer: Answer, objective: str) -> dict[str, Any]:
         plan = option.replica.plan
         groups.append(
             {
-                "name": option.name,
+                "name": pool_name(group),
                 "node": assembled.catalogue.nodes[option.offer].name,
                 "device": assembled.catalogue.nodes[option.offer].spec.name,
                 "n_replicas": n,

@@ -94,6 +94,7 @@ class CapacityStudy:
     max_usd_per_h: float | None = None
     max_perplexity_frac: float | None = None
     spot: bool = False
+    separate_pools: bool = False
     growth_per_year_frac: float = 0.5
     max_sequences: int = 256
     batch_tokens: int = 2048
@@ -116,6 +117,7 @@ class CapacityStudy:
             "max_usd_per_h": self.max_usd_per_h,
             "max_perplexity_frac": self.max_perplexity_frac,
             "spot": self.spot,
+            "separate_pools": self.separate_pools,
             "growth_per_year_frac": self.growth_per_year_frac,
             "max_sequences": self.max_sequences,
             "batch_tokens": self.batch_tokens,
@@ -199,6 +201,7 @@ class _StudyFile(Closed):
     max_usd_per_h: float | None = Field(default=None, gt=0)
     max_perplexity_frac: float | None = Field(default=None, ge=0)
     spot: bool = False
+    separate_pools: bool = False
     growth_per_year_frac: float = Field(default=0.5, gt=-1)
     max_sequences: int = Field(default=256, ge=1)
     batch_tokens: int = Field(default=2048, ge=1)
@@ -261,6 +264,7 @@ def parse_capacity_study(content: object, file: str, folder: Path) -> CapacitySt
         max_usd_per_h=document.max_usd_per_h,
         max_perplexity_frac=document.max_perplexity_frac,
         spot=document.spot,
+        separate_pools=document.separate_pools,
         growth_per_year_frac=document.growth_per_year_frac,
         max_sequences=document.max_sequences,
         batch_tokens=document.batch_tokens,

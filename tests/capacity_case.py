@@ -42,6 +42,12 @@ CATALOGUE = {
             },
         },
     ],
+    "network": {
+        "name": "ethernet",
+        "kind": "scale_out",
+        "bandwidth": {"value": 100, "unit": "Gbit/s", "source": "an example"},
+        "latency": {"value": 5, "unit": "us", "source": "an example"},
+    },
 }
 STUDY = {
     "name": "small_case",

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dse.capacity.buckets import Buckets
+from dse.capacity.fleet import Part
 from dse.capacity.load import Floats, ServiceLevel
 
 CACHE_Z = 2.33  # the cache holds what is there 99 % of the time
@@ -67,6 +68,7 @@ class OperatingPoint:
         attained_frac: (D, K) share of a bucket's requests that meet a level; 1 for levels of other classes.
         energy_j: (D,) dynamic energy of one request.
         kv_frac: of the cache that the mix fills on average.
+        part: which part of a request it does; levels that the other part decides are NaN (see ``apart``).
     """
 
     batch: float
@@ -77,10 +79,11 @@ class OperatingPoint:
     attained_frac: Floats
     energy_j: Floats
     kv_frac: float
+    part: Part = "both"
 
 
 @dataclass(frozen=True)
-class _Times:
+class Times:
     """Per bucket (D,): latency of a prefill, what it blocks of the busiest stage, and joules."""
 
     prefill_s: Floats
@@ -165,11 +168,11 @@ def operating_points(
         buckets: the same.
         levels: (class index, level), the columns of ``attained_frac``.
     """
-    grid = _grid(served.useful_batch(levels))
+    grid = batch_grid(served.useful_batch(levels))
     return [_point(served, buckets, levels, float(batch)) for batch in grid]
 
 
-def _grid(most: float) -> Floats:
+def batch_grid(most: float) -> Floats:
     """Return batches up to the largest, denser towards it."""
     return np.unique(np.maximum(1.0, most * np.geomspace(1.0 / 8.0, 1.0, N_POINTS)).round(2))
 
@@ -190,7 +193,7 @@ class Serving:
     more: Floats
     context: Floats
     rounds: Rounds
-    times: _Times
+    times: Times
     room: Room
     most: float
 
@@ -218,10 +221,10 @@ class Serving:
         return high
 
 
-def _times(steps: Steps, buckets: Buckets) -> _Times:
+def _times(steps: Steps, buckets: Buckets) -> Times:
     costs = steps.prefill_costs(buckets.prompt_tokens)
     hops = steps.hop_costs(buckets.prompt_tokens)
-    return _Times(
+    return Times(
         prefill_s=costs[0].sum(axis=0) + hops[0].sum(axis=0),
         busy_s=np.concatenate([costs[0], hops[0]]).max(axis=0),
         prefill_j=costs[1].sum(axis=0) + hops[1].sum(axis=0),
@@ -291,24 +294,24 @@ def _attained(
     for k, (index, level) in enumerate(levels):
         mine = buckets.class_index == index
         if level.metric == "ttft":
-            met = _wait_within(level.limit_s - first_s, waits, tau)
+            met = wait_within(level.limit_s - first_s, waits, tau)
         elif level.metric == "tpot":
-            met = np.where(more > 0, _normal_within(level.limit_s - tpot_s, tpot_sd), 1.0)
+            met = np.where(more > 0, normal_within(level.limit_s - tpot_s, tpot_sd), 1.0)
         else:
             slack = level.limit_s - first_s - more * tpot_s
             sd = np.sqrt((tau * waits) ** 2 + (more * tpot_sd) ** 2)
-            met = _normal_within(slack - waits * tau, sd)
+            met = normal_within(slack - waits * tau, sd)
         out[mine, k] = met[mine]
     return out
 
 
-def _wait_within(slack_s: Floats, waits: float, tau: float) -> Floats:
-    """P(W <= slack)."""
+def wait_within(slack_s: Floats, waits: float, tau: float) -> Floats:
+    """Return P(W <= slack) of a wait with an exponential tail."""
     return np.where(slack_s < 0, 0.0, 1.0 - waits * np.exp(-np.maximum(slack_s, 0.0) / tau))
 
 
-def _normal_within(slack_s: Floats | float, sd: Floats) -> Floats:
-    """P(X <= slack) of a centred normal."""
+def normal_within(slack_s: Floats | float, sd: Floats) -> Floats:
+    """Return P(X <= slack) of a centred normal."""
     normal = NormalDist()
     z = np.asarray(slack_s, dtype=np.float64) / np.maximum(sd, 1e-12)
     return np.array([normal.cdf(value) for value in np.broadcast_to(z, np.shape(sd))])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import numpy as np
 
 from dse.capacity.analytic import OperatingPoint, Serving, operating_points, serving
+from dse.capacity.apart import decode_points, prefill_points, transfer_s
 from dse.capacity.buckets import Buckets, Range
 from dse.capacity.fleet import (
     Demand,
@@ -77,6 +79,7 @@ class Terms:
         price_factor: node name -> factor on its price.
         derating: option name -> factor on what its requests take, from simulations that failed.
         route_by_output: whether the router knows how long the output will be.
+        separate_pools: whether prefill and decode may also have pools of their own, joined by the network.
     """
 
     spot: bool = False
@@ -84,6 +87,7 @@ class Terms:
     price_factor: Mapping[str, float] | None = None
     derating: Mapping[str, float] | None = None
     route_by_output: bool = False
+    separate_pools: bool = False
 
 
 def levels_of(load: Load) -> list[tuple[int, ServiceLevel]]:
@@ -122,7 +126,7 @@ def assemble(
             Group(option, point)
             for option in options
             if option.name in priced
-            for point in operating_points(priced[option.name], buckets, levels_asked)
+            for point in _points(option, priced[option.name], buckets, levels_asked, catalogue, terms)
         ],
         catalogue,
     )
@@ -144,7 +148,9 @@ def assemble(
         shares, energy_j = mixing @ group.point.shares * factor, mixing @ group.point.energy_j
         for d in range(len(demands)):
             uses = (Use(o, tuple(shares[d].tolist())),)
-            routes.append(Route(d, uses, tuple(met[d].tolist()), float(energy_j[d])))
+            attained = tuple(None if isnan(value) else value for value in met[d].tolist())
+            part, chain = group.point.part, group.option.bits.name
+            routes.append(Route(d, uses, attained, float(energy_j[d]), part, "" if part == "both" else chain))
     problem = FleetProblem(
         nodes=nodes,
         options=tuple(
@@ -186,6 +192,22 @@ def _name_of(stream: Stream, load: Load) -> str:
 
     name = f"{load.classes[stream.class_index].name}, prompts {words(stream.prompts)}"
     return name if stream.outputs == (1, None) else f"{name}, outputs {words(stream.outputs)}"
+
+
+def _points(
+    option: ReplicaOption,
+    served: Serving,
+    buckets: Buckets,
+    levels: Sequence[tuple[int, ServiceLevel]],
+    catalogue: Catalogue,
+    terms: Terms,
+) -> list[OperatingPoint]:
+    points = operating_points(served, buckets, levels)
+    if terms.separate_pools and catalogue.network is not None:
+        moving_s = transfer_s(buckets, option.replica.kv_bytes_per_token, catalogue.network)
+        points += prefill_points(served, buckets, levels, moving_s)
+        points += decode_points(served, buckets, levels, moving_s)
+    return points
 
 
 def served_by(options: Sequence[ReplicaOption], buckets: Buckets) -> dict[str, Serving]:
@@ -244,6 +266,12 @@ def _with_goodput(attained: Floats, load: Load, buckets: Buckets, columns: Seque
     return np.concatenate([attained, np.array(extra).T.reshape(len(attained), -1)], axis=1)
 
 
+def _alike(group: Group) -> tuple[int, str, str]:
+    """What groups must have in common to take each other's place."""
+    part = group.point.part
+    return group.option.offer, part, "" if part == "both" else group.option.bits.name
+
+
 def _undominated(groups: list[Group], catalogue: Catalogue) -> tuple[Group, ...]:
     """Leave out groups that another on the same machines beats in every share, level and energy.
 
@@ -258,7 +286,7 @@ def _undominated(groups: list[Group], catalogue: Catalogue) -> tuple[Group, ...]
             np.concatenate(
                 [
                     (group.point.shares * size).ravel(),
-                    -group.point.attained_frac.ravel().round(4),
+                    -np.nan_to_num(group.point.attained_frac, nan=1.0).ravel().round(4),
                     group.point.energy_j,
                 ]
             )
@@ -267,7 +295,7 @@ def _undominated(groups: list[Group], catalogue: Catalogue) -> tuple[Group, ...]
     for i, row in enumerate(rows):
         beaten = any(
             j != i
-            and groups[j].option.offer == groups[i].option.offer
+            and _alike(groups[j]) == _alike(groups[i])
             and (rows[j] <= row).all()
             and ((rows[j] < row).any() or j < i)
             for j in kept + list(range(i, len(rows)))

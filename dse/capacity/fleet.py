@@ -83,7 +83,9 @@ class Route:
         attained_frac: per level of ``FleetProblem.levels`` the share of these requests that will meet it;
             None for levels that the other part decides.
         energy_j: beside static energy, per request.
-        part: each request that is prefilled on a "prefill" route is decoded on a "decode" route, any one.
+        part: each request that is prefilled on a "prefill" route is decoded on a "decode" route of the same
+            ``chain``, any one.
+        chain: what prefill and decode must have in common, e.g. the precisions.
     """
 
     demand: int
@@ -91,6 +93,7 @@ class Route:
     attained_frac: tuple[float | None, ...] = ()
     energy_j: float = 0.0
     part: Part = "both"
+    chain: str = ""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Program:
     factor: Any = None
     missed: list[Any] = field(default_factory=list)
     served_rows: dict[int, Any] = field(default_factory=dict)
-    handed_rows: dict[int, Any] = field(default_factory=dict)
+    handed_rows: dict[tuple[int, str], Any] = field(default_factory=dict)
     node_rows: dict[int, Any] = field(default_factory=dict)
     level_rows: list[Any] = field(default_factory=list)
 
@@ -174,13 +174,13 @@ def _add_rows(problem: FleetProblem, program: Program, unit: float) -> None:
 
     model = program.model
     served: dict[int, list[Any]] = defaultdict(list)
-    handed: dict[int, list[Any]] = defaultdict(list)
+    handed: dict[tuple[int, str], list[Any]] = defaultdict(list)
     carried: dict[tuple[int, int], list[Any]] = defaultdict(list)
     for route, share in zip(problem.routes, program.routed, strict=True):
         if route.part != "decode":
             served[route.demand].append(share)
         if route.part != "both":
-            handed[route.demand].append(share if route.part == "prefill" else -share)
+            handed[route.demand, route.chain].append(share if route.part == "prefill" else -share)
         rate = problem.demands[route.demand].rate_per_s
         for use in route.uses:
             for resource, taken in enumerate(use.shares):
@@ -190,8 +190,8 @@ def _add_rows(problem: FleetProblem, program: Program, unit: float) -> None:
         total = mathopt.fast_sum(shares) * unit
         row = total == (1.0 if program.factor is None else program.factor)
         program.served_rows[demand] = model.add_linear_constraint(row)
-    for demand, passed_on in handed.items():
-        program.handed_rows[demand] = model.add_linear_constraint(mathopt.fast_sum(passed_on) == 0.0)
+    for key, passed_on in handed.items():
+        program.handed_rows[key] = model.add_linear_constraint(mathopt.fast_sum(passed_on) == 0.0)
     for (option, _), terms in carried.items():
         model.add_linear_constraint(mathopt.fast_sum(terms) <= program.replicas[option])
     taken_nodes: dict[int, list[Any]] = defaultdict(list)

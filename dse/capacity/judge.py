@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dse.capacity.assemble import Group
 from dse.capacity.deployment import Deployment, Policy, Pool, Rule
 from dse.capacity.load import Load
 from dse.capacity.market import Answer
+from dse.capacity.replica import Replica
 from dse.capacity.simulate import simulate
 from dse.capacity.simulation import Simulation
 
@@ -18,37 +20,48 @@ MIN_SHARE = 1e-4
 
 
 def deployment_of(answer: Answer) -> Deployment:
-    """Return pools of the fleet's replicas, one per option, and the rules that its routing stands for.
+    """Return pools of the fleet's replicas, one per option and role, and the rules of its routing.
 
     Groups of one option at several operating points are one pool: what a replica does depends on what it is
     sent. Replicas that the solver left without requests share in the work of their pool.
     """
     assembled, fleet = answer.assembled, answer.fleet
+    names = [pool_name(group) for group in assembled.groups]
     counts: dict[str, int] = defaultdict(int)
-    option_of = {}
-    for group, n in zip(assembled.groups, fleet.n_replicas, strict=True):
+    replicas: dict[str, Replica] = {}
+    for name, group, n in zip(names, assembled.groups, fleet.n_replicas, strict=True):
         if n:
-            counts[group.option.name] += n
-            option_of[group.option.name] = group.option
-    sent: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+            counts[name] += n
+            replicas[name] = group.option.replica.changed(name=name, role=group.point.part)
+    sent: dict[tuple[int, bool], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for route, frac in zip(assembled.problem.routes, fleet.routed_frac, strict=True):
         if frac > MIN_SHARE:
             for use in route.uses:
-                sent[route.demand][assembled.groups[use.option].option.name] += frac
+                sent[route.demand, route.part == "decode"][names[use.option]] += frac
     used = {name for shares in sent.values() for name in shares}
-    pools = tuple(
-        Pool(name, option_of[name].replica, count) for name, count in counts.items() if name in used
-    )
+    pools = tuple(Pool(name, replicas[name], count) for name, count in counts.items() if name in used)
     rules = tuple(
         Rule(
-            tuple(sorted(sent[d].items())),
+            tuple(sorted(sent[d, False].items())),
+            tuple(sorted(sent[d, True].items())),
             classes=(assembled.load.classes[stream.class_index].name,),
             prompt_tokens=stream.prompts,
             output_tokens=stream.outputs,
         )
         for d, stream in enumerate(assembled.streams)
     )
-    return Deployment(pools, rules, policy=POLICY)
+    return Deployment(pools, rules, policy=POLICY, kv_link=assembled.catalogue.network)
+
+
+def pool_name(group: Group) -> str:
+    """Return the name of a group's pool: that of its option, with the part that it does."""
+    part = group.point.part
+    return group.option.name if part == "both" else f"{group.option.name} ({part})"
+
+
+def option_name(pool: str) -> str:
+    """Return the name of the option of a pool."""
+    return pool.removesuffix(" (prefill)").removesuffix(" (decode)")
 
 
 def judge(
@@ -59,13 +72,15 @@ def judge(
 
 
 def shortfalls(simulation: Simulation) -> dict[str, float]:
-    """Return for each pool the largest shortfall of its own requests, where a level of their class fails.
+    """Return for each option the largest shortfall of its requests, where a level of their class fails.
 
     A shortfall is the share of requests that should have met the level and did not; rejected requests meet
-    none. Pools that did not cause the failure are absent.
+    none. Options that did not cause the failure are absent. A request that two pools served counts for the
+    one that decoded it; where it is the first token that fails, all prefill pools take part in the blame.
     """
     load = simulation.load
-    names = [log.pool for log in simulation.replicas]
+    names = [option_name(log.pool) for log in simulation.replicas]
+    apart = [option_name(log.pool) for log in simulation.replicas if log.replica.role == "prefill"]
     pool = np.array([*names, ""])[simulation.replica]
     found: dict[str, float] = {}
     levels = [(index, level) for index, entry in enumerate(load.classes) for level in entry.levels]
@@ -75,6 +90,9 @@ def shortfalls(simulation: Simulation) -> dict[str, float]:
         values = simulation.metric(level.metric)
         mine = (load.class_index == index) & (simulation.rejected | ~np.isnan(values))
         met = ~simulation.rejected & (values <= level.limit_s)
+        overall = level.percentile / 100.0 - float(met[mine].mean())
+        for name in apart if level.metric == "ttft" else ():
+            found[name] = max(found.get(name, 0.0), overall)
         for name in set(names):
             here = mine & (pool == name)
             if here.any():

@@ -128,7 +128,9 @@ def _relaxed(problem: FleetProblem, objective: FleetObjective) -> _Relaxed | Non
         if route.part != "decode":
             gain += price(program.served_rows[route.demand])
         if route.part != "both":
-            gain += price(program.handed_rows[route.demand]) * (1 if route.part == "prefill" else -1)
+            gain += price(program.handed_rows[route.demand, route.chain]) * (
+                1 if route.part == "prefill" else -1
+            )
         for k, level in enumerate(problem.levels):
             attained = route.attained_frac[k]
             if attained is not None and route.demand in members[k]:

@@ -47,6 +47,9 @@ def capacity(
         None, "--max-perplexity", help="Largest growth of the perplexity as a share, e.g. 0.01."
     ),
     spot: bool | None = typer.Option(None, "--spot/--on-demand", help="Rent at spot prices where known."),
+    separate_pools: bool | None = typer.Option(
+        None, "--separate-pools/--one-pool", help="Prefill and decode may have machines of their own."
+    ),
     growth: float | None = typer.Option(None, "--growth", help="Growth of the load per year, e.g. 0.5."),
     ask: str | None = typer.Option(
         None, "--ask", help="Comma-separated questions beside the fleet, 'all' or 'none'."
@@ -67,6 +70,7 @@ def capacity(
     changes = {
         "max_perplexity_frac": max_perplexity,
         "spot": spot,
+        "separate_pools": separate_pools,
         "growth_per_year_frac": growth,
         "seed": seed,
         "ask": None if ask is None else _questions(ask),

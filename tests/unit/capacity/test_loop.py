@@ -10,8 +10,10 @@ import pytest
 
 from dse.capacity import loop
 from dse.capacity.assemble import Terms
+from dse.capacity.fleet_solver import SolverOptions, solve_fleet
 from dse.capacity.judge import deployment_of, judge, shortfalls
 from dse.capacity.loop import plan_and_judge, tightened
+from dse.capacity.market import Answer
 from dse.capacity.simulation import Simulation
 from dse.errors import NoFeasiblePlan
 from tests.capacity_case import load, market, options
@@ -104,3 +106,35 @@ def test_an_impossible_level_is_named() -> None:
         NoFeasiblePlan, match=r"chat p90 ttft <= 0.0001 s breaks first: at best 0\.0%.*it would hold at 0\.0"
     ):
         plan_and_judge(hopeless)
+
+
+def test_separate_pools_hand_every_request_on() -> None:
+    """Machines that lose a prompt's worth of time to every decode: oracle, conservation in the simulation."""
+    apart = market().under(Terms(separate_pools=True))
+    assembled = apart.assembled()
+    only = replace(assembled.problem, routes=tuple(r for r in assembled.problem.routes if r.part != "both"))
+    fleet = solve_fleet(only, options=SolverOptions(gap_frac=0.02))
+    assert fleet.value is not None
+    for d in range(len(only.demands)):
+        for chain in {route.chain for route in only.routes}:
+            parts = {
+                part: sum(
+                    frac
+                    for route, frac in zip(only.routes, fleet.routed_frac, strict=True)
+                    if (route.demand, route.part, route.chain) == (d, part, chain)
+                )
+                for part in ("prefill", "decode")
+            }
+            assert parts["prefill"] == pytest.approx(parts["decode"], abs=1e-6)
+    answer = Answer(replace(assembled, problem=only), fleet)
+    simulation = judge(answer, load())
+    assert {log.replica.role for log in simulation.replicas} == {"prefill", "decode"}
+    assert not simulation.rejected.any()
+    assert np.isfinite(simulation.finish_s).all()
+    ttft = simulation.levels()[0]
+    assert ttft.attained_frac >= answer.attained()["chat p90 ttft <= 0.8 s"] - 0.05
+    both = apart.solve().fleet.value
+    together = market().solve().fleet.value
+    assert both is not None
+    assert together is not None
+    assert both <= together * 1.01
