@@ -102,6 +102,7 @@ class QualityEvaluator:
         self.sample = sample
         self.cache = cache
         self.keep_prefix = keep_prefix
+        self.derived: dict[str, Any] = {}  # what sensitivity metrics share: passes of the model as it is
         self.policy = policy or RuntimePolicy()
         self.calibration = calibration
         self._ranges: Ranges | None = None

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dse.content import content_hash
 from dse.emulate.model import EmulatedModel
 from dse.evaluate.quality import QualityEvaluator
 from dse.formats.precision import NumberFormat, Precision
@@ -54,7 +55,8 @@ class _GradientMeasurement:
         self._ids = torch.from_numpy(evaluator.sample.ids).long()
         self._paths = tuple(dict.fromkeys(self._model.path(u.layer, op) for u in units for op in u.ops))
         self._order = order
-        self._scores: dict[str, GradientScores] = {}
+        key = content_hash(["gradients", evaluator.model.hash, list(self._paths)])
+        self._scores: dict[str, GradientScores] = evaluator.derived.setdefault(key, {})
 
     def penalty(self, unit: Unit, precision: Precision) -> float:
         """Return the indicator of the unit."""

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from dse.content import content_hash
 from dse.emulate.calibrate import InputStatistics, observed_inputs
 from dse.emulate.model import EmulatedModel
 from dse.evaluate.quality import QualityEvaluator
@@ -30,7 +32,7 @@ from dse.quantize.fake import fake_quantize
 from dse.quantize.gptq import inverse_factor
 from dse.sensitivity.metric import METRICS
 
-Score = Callable[[Tensor, NumberFormat, InputStatistics], float]
+Score = Callable[[Tensor, NumberFormat, "LinearInputs"], float]
 """(weight (R, C) float32, its format, what it reads) -> penalty."""
 
 
@@ -47,15 +49,36 @@ class InputIndicator:
         """Run the calibration pass."""
         model = evaluator.model
         paths = tuple(dict.fromkeys(model.path(unit.layer, op) for unit in units for op in unit.ops))
-        ids = torch.from_numpy(evaluator.sample.ids).long()
-        with observed_inputs(model, paths) as found:
-            for part in ids.split(1):
-                model.logits(part)
-        return _InputMeasurement(model, {path: entry[0] for path, entry in found.items()}, self.score)
+        key = content_hash(["inputs", model.hash, list(paths)])
+        if key not in evaluator.derived:
+            evaluator.derived[key] = _observed(evaluator, paths)
+        return _InputMeasurement(model, evaluator.derived[key], self.score)
+
+
+class LinearInputs:
+    """Statistics of what a linear reads, and what metrics need of the inverse of its Hessian."""
+
+    def __init__(self, statistics: InputStatistics) -> None:
+        self.statistics = statistics
+
+    @cached_property
+    def conditional_variance(self) -> Tensor:
+        """U_jj^2 (C,) float64, H^-1 = U^T U; the factorisation is done once."""
+        upper, _ = inverse_factor(self.statistics.hessian.double())
+        return upper.diagonal().square()
+
+
+def _observed(evaluator: QualityEvaluator, paths: tuple[str, ...]) -> dict[str, LinearInputs]:
+    """Return the inputs of linears over the evaluator's tokens; linears that read one tensor share them."""
+    with observed_inputs(evaluator.model, paths) as found:
+        for part in torch.from_numpy(evaluator.sample.ids).long().split(1):
+            evaluator.model.logits(part)
+    shared = {id(entry[0]): LinearInputs(entry[0]) for entry in found.values()}
+    return {path: shared[id(entry[0])] for path, entry in found.items()}
 
 
 class _InputMeasurement:
-    def __init__(self, model: EmulatedModel, inputs: dict[str, InputStatistics], score: Score) -> None:
+    def __init__(self, model: EmulatedModel, inputs: dict[str, LinearInputs], score: Score) -> None:
         self._model, self._inputs, self._score = model, inputs, score
 
     def penalty(self, unit: Unit, precision: Precision) -> float:
@@ -74,41 +97,42 @@ def weight_of(model: EmulatedModel, path: str) -> Tensor:
     return (linear.weight.t() if inputs_first else linear.weight).detach().float()
 
 
-def output_mse(weight: Tensor, fmt: NumberFormat, inputs: InputStatistics) -> float:
+def output_mse(weight: Tensor, fmt: NumberFormat, inputs: LinearInputs) -> float:
     """Return tr(D M D^T) / tr(W M W^T), M the second moments of the inputs."""
+    moments = inputs.statistics.moments
     delta = fake_quantize(weight, fmt) - weight
-    full = float(((weight @ inputs.moments) * weight).sum())
-    return float(((delta @ inputs.moments) * delta).sum()) / max(full, 1e-30)
+    full = float(((weight @ moments) * weight).sum())
+    return float(((delta @ moments) * delta).sum()) / max(full, 1e-30)
 
 
-def _mean_trace(inputs: InputStatistics) -> float:
-    return float(inputs.hessian.diagonal().double().mean())
+def _mean_trace(inputs: LinearInputs) -> float:
+    return float(inputs.statistics.hessian.diagonal().double().mean())
 
 
-def _trace(weight: Tensor, fmt: NumberFormat, inputs: InputStatistics) -> float:  # noqa: ARG001
+def _trace(weight: Tensor, fmt: NumberFormat, inputs: LinearInputs) -> float:  # noqa: ARG001
     return _mean_trace(inputs)
 
 
-def trace_error(weight: Tensor, fmt: NumberFormat, inputs: InputStatistics) -> float:
+def trace_error(weight: Tensor, fmt: NumberFormat, inputs: LinearInputs) -> float:
     """Return tr(H) / columns * ||D||^2."""
     return _mean_trace(inputs) * float((fake_quantize(weight, fmt) - weight).double().square().sum())
 
 
-def _per_column(values: Tensor, inputs: InputStatistics) -> float:
-    upper, _ = inverse_factor(inputs.hessian.double())
-    return float((values.double().square().sum(0) / upper.diagonal().square()).sum())
+def _per_column(values: Tensor, inputs: LinearInputs) -> float:
+    return float((values.double().square().sum(0) / inputs.conditional_variance).sum())
 
 
-def _salience(weight: Tensor, fmt: NumberFormat, inputs: InputStatistics) -> float:  # noqa: ARG001
+def _salience(weight: Tensor, fmt: NumberFormat, inputs: LinearInputs) -> float:  # noqa: ARG001
     return _per_column(weight, inputs)
 
 
-def _obs_error(weight: Tensor, fmt: NumberFormat, inputs: InputStatistics) -> float:
+def _obs_error(weight: Tensor, fmt: NumberFormat, inputs: LinearInputs) -> float:
     return _per_column(fake_quantize(weight, fmt) - weight, inputs)
 
 
-def _activation_norm(weight: Tensor, fmt: NumberFormat, inputs: InputStatistics) -> float:  # noqa: ARG001
-    return float(inputs.moments.diagonal().double().sum()) / max(inputs.n_tokens, 1)
+def _activation_norm(weight: Tensor, fmt: NumberFormat, inputs: LinearInputs) -> float:  # noqa: ARG001
+    seen = inputs.statistics
+    return float(seen.moments.diagonal().double().sum()) / max(seen.n_tokens, 1)
 
 
 METRICS.register("output_mse")(InputIndicator(output_mse))
