@@ -22,7 +22,8 @@ from dse.partition.solve import OPTIMAL_GAP_FRAC, Planner
 from hardware_specs.spec import Cluster
 
 MAX_ORDERS = 6
-MAX_LISTED = 20_000
+MAX_LISTED = 4_000
+LIMIT_PART = 0.85  # of the time limit, after which nothing new is begun
 PROGRAM_S = 10.0
 PLACEMENT_S = 8.0
 
@@ -60,7 +61,8 @@ class GroupingSearch:
     def run(self, cutoff: float | None = None) -> Solution:
         """Return the best plan with the bound for all groupings; "infeasible" if none beats the cutoff."""
         began = time.monotonic()
-        deadline = None if self.limits.time_s is None else began + self.limits.time_s
+        # the last program and the last placement end a little late
+        deadline = None if self.limits.time_s is None else began + LIMIT_PART * self.limits.time_s
         best: Solution | None = None
         value = float("inf") if cutoff is None else cutoff
         heap, settled = self._pairs(value)

@@ -118,7 +118,8 @@ class DeploymentSearch:
         n_bundles = int(np.prod([n + 1 for n in self.whole])) - 1
         n_most = min(self._most_replicas(), workload.batch)
         n_batches = workload.batch if n_most > 1 else 1
-        self.exact = n_bundles * n_batches <= MAX_SOLVES
+        self.alone = options.n_replicas == 1 and options.pools == "same"
+        self.exact = self.alone or n_bundles * n_batches <= MAX_SOLVES
         self._check()
 
     def run(self) -> Deployment:
@@ -346,8 +347,7 @@ class DeploymentSearch:
         if self.limits.time_s is None:
             return self.limits
         left = max(0.0, self.limits.time_s - (time.monotonic() - self.began))
-        alone = self.options.n_replicas == 1 and self.options.pools == "same"
-        return replace(self.limits, time_s=left if alone else max(0.2, left / 8))
+        return replace(self.limits, time_s=left if self.alone else max(0.2, left / 8))
 
     def _score(self, value: float, batch: int) -> float:
         """Return what adds up (minus a rate, or a weighted mean), or what the slowest decides."""
