@@ -83,7 +83,8 @@ class Stage:
 class Plan:
     """An assignment with its arrangement. Predicted and measured numbers are kept apart, elsewhere.
 
-    ``prefill_chunks`` are the passes that a prompt takes (chunked prefill).
+    ``prefill_chunks`` are the passes that a prompt takes (chunked prefill); the weights of
+    ``offloaded_layers`` lie outside their devices and are fetched in every pass.
     """
 
     model: str
@@ -95,6 +96,7 @@ class Plan:
     granularity: str = "block"
     name: str = field(default="", compare=False)
     prefill_chunks: int = 1
+    offloaded_layers: tuple[int, ...] = ()
     runtime_policy: RuntimePolicy = field(default_factory=RuntimePolicy)
 
     def __post_init__(self) -> None:
@@ -128,6 +130,7 @@ class Plan:
             "decode_micro_batch": self.decode_micro_batch,
             **({"runtime_policy": policy} if policy else {}),
             **({"prefill_chunks": self.prefill_chunks} if self.prefill_chunks > 1 else {}),
+            **({"offloaded_layers": list(self.offloaded_layers)} if self.offloaded_layers else {}),
         }
 
     @classmethod
@@ -166,6 +169,7 @@ class Plan:
             granularity=document.get("granularity", "block"),
             name=document.get("name", ""),
             prefill_chunks=document.get("prefill_chunks", 1),
+            offloaded_layers=tuple(document.get("offloaded_layers", ())),
             runtime_policy=_policy_of(document),
         )
 

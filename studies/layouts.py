@@ -108,7 +108,7 @@ def plan_layout(
         planned = _planned(replica, inputs, prepared, study, taken, options)
         taken.update(device for stage in planned.plan.stages for device in stage.devices)
         replicas.append(planned)
-    return PlannedLayout(found, tuple(replicas), _predicted(replicas, study, prepared, found))
+    return PlannedLayout(found, tuple(replicas), _predicted(replicas, study, prepared))
 
 
 def _planned(
@@ -123,7 +123,7 @@ def _planned(
     assert problem is not None
     assert arrangement is not None
     plan = problem.plan_from(arrangement, model=study.model, granularity=study.granularity, taken=taken)
-    if replica.role != "both":
+    if replica.role != "both" or plan.offloaded_layers:
         return PlannedReplica(plan, replica, None)
     workload = replace(study.workload, batch=replica.batch)
     degrees = degrees_of(inputs, prepared.cluster, options)
@@ -131,9 +131,7 @@ def _planned(
     return PlannedReplica(plan, replica, predict(plan, table, prepared.cluster, workload))
 
 
-def _predicted(
-    replicas: Sequence[PlannedReplica], study: Study, prepared: Prepared, found: Deployment
-) -> dict[str, Any]:
+def _predicted(replicas: Sequence[PlannedReplica], study: Study, prepared: Prepared) -> dict[str, Any]:
     """Return what a layout does: latencies of the slowest replica, throughputs added, means by requests."""
     latency, rates = _latencies(replicas), _rates(replicas, study)
     devices = [device for r in replicas for stage in r.plan.stages for device in stage.devices]
@@ -151,7 +149,7 @@ def _predicted(
         "memory_bytes": {},
     }
     costs = [(r.replica.batch, r.cost) for r in replicas if r.cost is not None]
-    if not found.separate:
+    if len(costs) == len(replicas):
         batch = study.workload.batch
         total_s = max(cost.total_s for _, cost in costs)
         usd = [cost.cost_usd_per_mtok for _, cost in costs]

@@ -88,6 +88,7 @@ def plan(
     replicas: str = plan_layout.REPLICAS,
     pools: str = plan_layout.POOLS,
     chunk: str = plan_layout.CHUNK,
+    offload: str | None = plan_layout.OFFLOAD,
     what_if: bool = typer.Option(False, "--what-if", help="Also plan again without each device of the plan."),
     out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan to this JSON file."),
     as_json: bool = options.JSON,
@@ -132,7 +133,7 @@ def plan(
         max_cost_usd_per_mtok=max_cost,
         max_devices=max_devices,
     )
-    layout = plan_layout.layout_options(tensor_parallel, replicas, pools, chunk, study.workload)
+    layout = plan_layout.layout_options(tensor_parallel, replicas, pools, chunk, offload, study.workload)
     if layout is not None:
         if what_if:
             raise ConfigError("goes with a single pipeline of single devices only", path="--what-if")

@@ -27,12 +27,15 @@ POOLS = typer.Option(
 CHUNK = typer.Option(
     "off", "--chunk", help="Tokens of a prompt in one pass (chunked prefill): off, auto, or 128,256..."
 )
+OFFLOAD = typer.Option(
+    None, "--offload", help="Where weights of layers may lie outside the devices: host, ssd, host:25GB/s..."
+)
 SMALLEST_CHUNK = 64
 POOL_NAMES = ("same", "separate", "auto")
 
 
 def layout_options(
-    tensor_parallel: str, replicas: str, pools: str, chunk: str, workload: Workload
+    tensor_parallel: str, replicas: str, pools: str, chunk: str, offload: str | None, workload: Workload
 ) -> LayoutOptions | None:
     """Return what a layout may decide; None where everything is at its default.
 
@@ -48,6 +51,7 @@ def layout_options(
         n_chunks=_chunks(chunk, workload.prompt_tokens),
         n_replicas=None if replicas == "auto" else _numbers(replicas, "--replicas", "auto")[0],
         pools="separate" if pools == "separate" else "auto" if pools == "auto" else "same",
+        offload=offload,
     )
     return None if found == LayoutOptions() else found
 
@@ -95,12 +99,13 @@ def show_layout(found: PlannedLayout, workload: Workload, what: str) -> None:
         chunks = f", {plan.prefill_chunks} chunks" if plan.prefill_chunks > 1 else ""
         for stage in plan.stages:
             first, end = stage.layers
+            outside = sum(first <= layer < end for layer in plan.offloaded_layers)
             last = "" if len(stage.devices) == 1 else f" to {stage.devices[-1]}"
             rows.append(
                 (
                     f"{number} ({replica.role}, {replica.share_frac:.0%} of the load)",
                     f"{stage.devices[0]}{last}",
-                    f"{first}-{end - 1}",
+                    f"{first}-{end - 1}" + (f" ({outside} offloaded)" if outside else ""),
                     f"prefill {plan.prefill_micro_batch}{chunks}, decode {plan.decode_micro_batch}",
                 )
             )
@@ -116,7 +121,10 @@ def show_layout(found: PlannedLayout, workload: Workload, what: str) -> None:
     for line in flags:
         typer.echo(f"serve with: {line}")
     if not flags:
-        typer.echo("serve with: no flags known; vLLM has one tensor-parallel size for all stages")
+        typer.echo(
+            "serve with: no flags known: vLLM has one tensor-parallel size for all stages, and streams no "
+            "chosen layers"
+        )
     if deployment.separate:
         typer.echo(
             "separate pools: a proxy sends a request to the prefill pool first, then to the decode pool"

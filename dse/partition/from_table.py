@@ -42,6 +42,7 @@ class TableProblem:
         cluster: its name.
         groups: what the problem's devices are.
         width: choices without variants: ``choice % width`` is the index into ``combinations``.
+        offloaded_from: choices from here on leave the layer's weights outside the device; None for none.
         n_thinned: combinations left out beyond exact dominance because a layer had too many; with 0 the
             planner's proofs hold for all assignments, otherwise for those among the remaining combinations.
         all_orders: whether every device order is a candidate; else only those that keep like devices
@@ -57,6 +58,7 @@ class TableProblem:
     width: int
     n_thinned: int
     all_orders: bool
+    offloaded_from: int | None = None
 
     def assignment_from(self, choices: Sequence[int]) -> Assignment:
         """Return the precision of every unit."""
@@ -88,7 +90,15 @@ class TableProblem:
             granularity=granularity,
             name=name,
             prefill_chunks=self.problem.n_chunks,
+            offloaded_layers=self.offloaded_layers(arrangement),
         )
+
+    def offloaded_layers(self, arrangement: Arrangement) -> tuple[int, ...]:
+        """Return the layers whose weights lie outside their device."""
+        if self.offloaded_from is None:
+            return ()
+        first = self.offloaded_from
+        return tuple(layer for layer, choice in enumerate(arrangement.choices) if choice >= first)
 
     def stages_from(self, arrangement: Arrangement, taken: Collection[str] = ()) -> tuple[Stage, ...]:
         """Return the stages on devices of the cluster that are not taken."""

@@ -13,8 +13,11 @@ def serving_flags(plan: Plan, prompt_tokens: int | None = None) -> list[str]:
     vLLM: layers per pipeline rank, in the order of the stages, with one tensor-parallel size for all ranks
     (so a plan that mixes sizes has no line). llama.cpp: ``--tensor-split`` takes the shares of layers per
     device; the devices must be listed in the order of the stages, one device per stage. ``prompt_tokens`` are
-    needed for a plan with chunks.
+    needed for a plan with chunks. Neither tool streams the weights of chosen layers, so a plan with offloaded
+    ones has no line.
     """
+    if plan.offloaded_layers:
+        return []
     if plan.prefill_chunks > 1 and prompt_tokens is None:
         raise ValueError("chunks need the length of the prompt")
     chunked = ""

@@ -54,7 +54,7 @@ def random_arrangement(instance: TinyInstance, draw: random.Random) -> tuple[Pip
 
 
 def simulated(problem: PipelineProblem, plan: Arrangement) -> tuple[float, float]:
-    """Seconds to the end of the prefill and of everything; a hand-over is a stage without a link before it."""
+    """Seconds to the end of the prefill and of everything; a hand-over is a stage with no link before it."""
     use = stage_use(problem, plan)
     n = len(use.devices)
     between = (

@@ -19,6 +19,7 @@ from dse.partition.groups import device_groups, group_sequences
 from dse.partition.layout.classes import stage_classes
 from dse.partition.layout.groupings import GroupingSearch
 from dse.partition.layout.inputs import ModelInputs
+from dse.partition.offload import buffer_sizes_bytes, with_offload
 from dse.partition.problem import Goal, PipelineProblem, Solution, Status
 from dse.partition.solve import OPTIMAL_GAP_FRAC, Planner, with_ties_broken
 from hardware_specs.spec import Cluster
@@ -37,12 +38,15 @@ class LayoutOptions:
         n_chunks: passes that a prefill may take.
         n_replicas: how many replicas; None for the best number.
         pools: whether prefill and decode share their devices.
+        offload: where weights of layers may lie outside the devices, as ``parse_offload`` reads it; None for
+            nowhere.
     """
 
     degrees: tuple[int, ...] | None = (1,)
     n_chunks: tuple[int, ...] = (1,)
     n_replicas: int | None = 1
     pools: Pools = "same"
+    offload: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,42 +129,45 @@ def best_pipeline(
         cluster, groups, inputs.n_layers, max_devices=goal.max_devices, limit=MAX_LANES
     )
     best = Pipeline(Solution("infeasible", None, None, None, None, 0.0, None, ""), None)
+    if not groups:
+        return best
     value, bound = float("inf") if cutoff is None else cutoff, float("inf")
     served = _served(workload, role)
     n_chunks = (1,) if role == "decode" else options.n_chunks
-    variants = [(c, usable) for c in n_chunks for usable in kv_groups or inputs.kv_groups]
-    if not groups:
-        return best
-    for index, (chunks, usable) in enumerate(variants):
+    variants: list[tuple[int, TableProblem]] = []
+    for chunks in n_chunks:
         table = inputs.table(cluster, served, degrees, chunks)
-        built = inputs.problem(
-            table,
-            cluster,
-            served,
-            groups,
-            sequences or ((0,),),
-            usable,
-            with_energy="energy" in goal.quantities,
-        )
-        problem = _of_role(built.problem, role)
-        if handover_s is not None:
-            problem = replace(problem, handover_s=handover_s(problem.prefill_micro_batches, usable, chunks))
+        for usable in kv_groups or inputs.kv_groups:
+            resident = inputs.problem(
+                table,
+                cluster,
+                served,
+                groups,
+                sequences or ((0,),),
+                usable,
+                with_energy="energy" in goal.quantities,
+            )
+            problem = _of_role(resident.problem, role)
+            if handover_s is not None:
+                moved_s = handover_s(problem.prefill_micro_batches, usable, chunks)
+                problem = replace(problem, handover_s=moved_s)
+            resident = replace(resident, problem=problem)
+            variants.append((chunks, resident))
+            if options.offload is not None:
+                variants += [
+                    (chunks, with_offload(resident, table, cluster, [options.offload], size))
+                    for size in buffer_sizes_bytes(resident, table)
+                ]
+    for index, (chunks, built) in enumerate(variants):
         left = None if limits.time_s is None else max(0.5, limits.time_s - (time.monotonic() - began))
         share = None if left is None else left / (len(variants) - index)
-        solution = _solved(
-            problem,
-            built,
-            cluster,
-            goal,
-            replace(limits, time_s=share),
-            listed=sequences is not None,
-            cutoff=value,
-        )
+        part = replace(limits, time_s=share)
+        solution = _solved(built, cluster, goal, part, listed=sequences is not None, cutoff=value)
         bound = min(bound, value if solution.bound is None else solution.bound)
         if solution.value is not None and solution.value < value:
-            value, best = solution.value, Pipeline(solution, replace(built, problem=problem), chunks)
+            value, best = solution.value, Pipeline(solution, built, chunks)
     if best.problem is None:
-        return _nothing(best, problem, goal, bound, cutoff, time.monotonic() - began)
+        return _nothing(best, variants[0][1].problem, goal, bound, cutoff, time.monotonic() - began)
     bound = min(bound, value)
     gap_frac = (value - bound) / abs(value) if value != bound else 0.0
     status: Status = "optimal" if gap_frac <= OPTIMAL_GAP_FRAC else "feasible"
@@ -170,15 +177,9 @@ def best_pipeline(
 
 
 def _solved(
-    problem: PipelineProblem,
-    built: TableProblem,
-    cluster: Cluster,
-    goal: Goal,
-    limits: Limits,
-    *,
-    listed: bool,
-    cutoff: float,
+    built: TableProblem, cluster: Cluster, goal: Goal, limits: Limits, *, listed: bool, cutoff: float
 ) -> Solution:
+    problem = built.problem
     known = cutoff if cutoff < float("inf") else None
     n_pairs = len(problem.prefill_micro_batches) * len(problem.decode_micro_batches)
     if not listed or len(problem.orders) * n_pairs > MAX_LANES:
