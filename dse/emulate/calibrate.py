@@ -87,14 +87,14 @@ def walk_blocks(
     layers = model.layers
     batches = list(ids.split(max(1, BATCH_TOKENS // ids.shape[1])))
     with torch.inference_mode():
-        hidden, options = _first_inputs(model, layers[0], batches)
+        hidden, options = first_inputs(model, layers[0], batches)
         for index, layer in enumerate(layers):
             with observed_inputs(model, paths[index]) as statistics:
-                outputs = [_run(layer, x, rest) for x, rest in zip(hidden, options, strict=True)]
+                outputs = [run_block(layer, x, rest) for x, rest in zip(hidden, options, strict=True)]
             replaced = action(index, _distinct(statistics))
             if replaced:
-                with _swapped(model, replaced):
-                    outputs = [_run(layer, x, rest) for x, rest in zip(hidden, options, strict=True)]
+                with swapped(model, replaced):
+                    outputs = [run_block(layer, x, rest) for x, rest in zip(hidden, options, strict=True)]
             hidden = outputs
             if progress is not None:
                 progress(index + 1, len(layers))
@@ -104,7 +104,7 @@ class _Reached(Exception):
     """Stops a forward pass at the first block."""
 
 
-def _first_inputs(
+def first_inputs(
     model: EmulatedModel, layer: nn.Module, batches: list[Tensor]
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Return the inputs of the first block, and the other arguments that all blocks get."""
@@ -128,7 +128,8 @@ def _first_inputs(
     return hidden, options
 
 
-def _run(layer: nn.Module, x: Tensor, options: dict[str, Any]) -> Tensor:
+def run_block(layer: nn.Module, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """Return the hidden states after a block."""
     output = layer(x, **options)
     return output[0] if isinstance(output, tuple) else output
 
@@ -163,7 +164,17 @@ def _distinct(found: dict[str, list[InputStatistics]]) -> dict[str, InputStatist
 
 
 @contextmanager
-def _swapped(model: EmulatedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def observed(model: EmulatedModel, paths: Sequence[str]) -> Iterator[dict[str, InputStatistics]]:
+    """Collect statistics by path; the mapping is filled when the context ends."""
+    statistics: dict[str, InputStatistics] = {}
+    with observed_inputs(model, paths) as found:
+        yield statistics
+    statistics |= _distinct(found)
+
+
+@contextmanager
+def swapped(model: EmulatedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run with other weights, by path of a linear, inside the context."""
     originals = {path: model.linear(path)[0].weight for path in weights}
     try:
         for path, weight in weights.items():

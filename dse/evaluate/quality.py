@@ -169,7 +169,7 @@ class QualityEvaluator:
     def _measure(self, formats: TensorFormats, policy: RuntimePolicy, progress: Progress | None) -> Quality:
         batches = self._reference_batches()
         if formats.is_reference and policy.is_default:
-            return self._quality([_of_reference(batch.scores) for batch in batches], 0.0)
+            return self._quality([of_reference(batch.scores) for batch in batches], 0.0)
         ranges = self._ranges_for(policy)
         first = 0 if not policy.is_default else formats.first_layer or 0
         start_s = time.perf_counter()
@@ -210,17 +210,7 @@ class QualityEvaluator:
             return _ReferenceBatch(ids, reference_scores(logits, ids, dtype), outputs)
 
     def _quality(self, scores: list[TokenScores], time_s: float) -> Quality:
-        loss = float(torch.cat([part.nll.flatten() for part in scores]).mean())
-        if not math.isfinite(loss):
-            raise ConfigError(f"the logits of {self.model.folder.name} are not finite under this assignment")
-        return Quality(
-            perplexity=math.exp(loss),
-            kl_nats=float(torch.cat([part.kl for part in scores]).mean()),
-            top1_agreement_frac=float(torch.cat([part.agrees for part in scores]).double().mean()),
-            n_tokens=self.sample.n_tokens,
-            sequence_length=self.sample.sequence_length,
-            time_s=time_s,
-        )
+        return quality_of(scores, self.sample, time_s, self.model.folder.name)
 
     def _place(self, formats: TensorFormats, policy: RuntimePolicy) -> Path | None:
         if self.cache is None:
@@ -232,7 +222,26 @@ class QualityEvaluator:
         return self.cache / f"{content_hash(key)}.json"
 
 
-def _of_reference(scores: ReferenceScores) -> TokenScores:
+def quality_of(scores: list[TokenScores], sample: TokenSample, time_s: float, model: str) -> Quality:
+    """Return the means over all tokens.
+
+    Raises:
+        ConfigError: logits that are not finite.
+    """
+    loss = float(torch.cat([part.nll.flatten() for part in scores]).mean())
+    if not math.isfinite(loss):
+        raise ConfigError(f"the logits of {model} are not finite under this assignment")
+    return Quality(
+        perplexity=math.exp(loss),
+        kl_nats=float(torch.cat([part.kl for part in scores]).mean()),
+        top1_agreement_frac=float(torch.cat([part.agrees for part in scores]).double().mean()),
+        n_tokens=sample.n_tokens,
+        sequence_length=sample.sequence_length,
+        time_s=time_s,
+    )
+
+
+def of_reference(scores: ReferenceScores) -> TokenScores:
     """Return the scores of the full-precision model against itself."""
     agrees = torch.ones_like(scores.top1, dtype=torch.bool)
     return TokenScores(torch.zeros_like(scores.self_term), agrees, scores.nll)

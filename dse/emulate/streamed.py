@@ -1,0 +1,189 @@
+"""A model whose weights stay on disk: one block is in memory at a time.
+
+The module is built without weights; ``resident`` reads what lies under some module paths from the checkpoint
+and lets go of it again, so that checkpoints larger than memory can be calibrated, quantized and evaluated.
+Sources: safetensors files of a Hugging Face folder, or a GGUF file, both mapped and released after each read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dse.emulate import attention
+from dse.emulate.checkpoint import checkpoint_hash
+from dse.emulate.model import DTYPES, EmulatedModel
+from dse.emulate.weights import WeightStore
+from dse.errors import ConfigError
+from dse.graph.operator import OperatorGraph
+from dse.graph.units import Unit
+
+_META = torch.device("meta")
+
+
+class TensorSource(Protocol):
+    """Where weights come from."""
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return tensors by parameter name, in memory of their own."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+
+
+class SafetensorsSource:
+    """The safetensors files of a folder; a file is mapped only while something is read from it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the names.
+
+        Raises:
+            ConfigError: no safetensors files, or an index that names files which are not there.
+        """
+        from safetensors import safe_open
+
+        index = folder / "model.safetensors.index.json"
+        self._file_of: dict[str, Path] = {}
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            self._file_of = {name: folder / file for name, file in names.items()}
+        else:
+            for file in sorted(folder.glob("*.safetensors")):
+                with safe_open(str(file), framework="pt") as handle:
+                    self._file_of |= dict.fromkeys(handle.keys(), file)
+        missing = next((file for file in self._file_of.values() if not file.is_file()), None)
+        if not self._file_of or missing is not None:
+            raise ConfigError("has no safetensors files to read block by block", file=str(missing or folder))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return tensors by name; the mapping of the file is gone afterwards."""
+        from safetensors import safe_open
+
+        found: dict[str, Tensor] = {}
+        for file in sorted({self._file_of[name] for name in names}):
+            with safe_open(str(file), framework="pt") as handle:
+                for name in names:
+                    if self._file_of[name] == file:
+                        found[name] = handle.get_tensor(name).clone()
+        return found
+
+
+class StreamedModel(EmulatedModel):
+    """An emulated model of which only ``resident`` parts have weights."""
+
+    source: TensorSource
+
+    @classmethod
+    def open(
+        cls, folder: Path, graph: OperatorGraph, units: tuple[Unit, ...], *, dtype: str = "bfloat16"
+    ) -> StreamedModel:
+        """Build the module without weights.
+
+        Args:
+            folder: Hugging Face folder with safetensors; graph: its operators; units: what assignments name.
+            dtype: "bfloat16" or "float32".
+
+        Raises:
+            ConfigError: unknown dtype, no weights, or weights that the architecture misses.
+        """
+        if dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype '{dtype}'", path="quality.dtype", value=dtype, allowed=DTYPES)
+        source = SafetensorsSource(folder)
+        module = _empty_module(folder, DTYPES[dtype])
+        model = cls(
+            module,
+            folder,
+            graph,
+            units,
+            checkpoint=checkpoint_hash(folder),
+            dtype=dtype,
+            n_threads=torch.get_num_threads(),
+            store=WeightStore(0.0),
+        )
+        model.source = source
+        model.check_complete()
+        return model
+
+    @contextmanager
+    def resident(self, prefixes: Sequence[str]) -> Iterator[None]:
+        """Have the weights under module paths in memory inside the context."""
+        names = [
+            name
+            for name, _ in self.module.named_parameters(remove_duplicate=False)
+            if any(name.startswith(f"{prefix}.") or name == prefix for prefix in prefixes)
+        ]
+        stored = {name: self._stored_name(name) for name in names}
+        tensors = self.source.read(sorted(set(stored.values())))
+        try:
+            for name in names:
+                self._put(name, tensors[stored[name]].to(DTYPES[self.dtype]))
+            del tensors
+            yield
+        finally:
+            for name in names:
+                self._put(name, None)
+            self.store.clear()
+
+    def outside_blocks(self) -> list[str]:
+        """Return the paths of all parameters that belong to no transformer block."""
+        prefixes = tuple(
+            block.prefix.format(layer=layer) + "." for layer, block in enumerate(self.graph.block_of_layer)
+        )
+        names = (name for name, _ in self.module.named_parameters(remove_duplicate=False))
+        return [name for name in names if not name.startswith(prefixes)]
+
+    def check_complete(self) -> None:
+        """Refuse a checkpoint that lacks weights of its architecture.
+
+        Raises:
+            ConfigError: names the first that is missing.
+        """
+        for name, _ in self.module.named_parameters(remove_duplicate=False):
+            self._stored_name(name)
+
+    def _stored_name(self, name: str) -> str:
+        if name in self.source:
+            return name
+        tied = self.module.get_output_embeddings()
+        embedding = self.module.get_input_embeddings()
+        if tied is not None and self.module.config.tie_word_embeddings:
+            paths = {id(module): path for path, module in self.module.named_modules()}
+            if name == f"{paths[id(tied)]}.weight":
+                return f"{paths[id(embedding)]}.weight"
+        raise ConfigError(f"lacks weights of its architecture: {name}", file=str(self.folder))
+
+    def _put(self, name: str, tensor: Tensor | None) -> None:
+        path, _, leaf = name.rpartition(".")
+        owner = self.module.get_submodule(path)
+        if tensor is None:
+            tensor = torch.empty(getattr(owner, leaf).shape, dtype=DTYPES[self.dtype], device=_META)
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _empty_module(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the module with parameters on no device; buffers (rotary frequencies) are real."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    attention.register()
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            module = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention.IMPLEMENTATION
+            )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"cannot build the model ({reason})", file=str(folder)) from error
+    module.eval()
+    module.requires_grad_(requires_grad=False)
+    return module
