@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from dse.content import cache_dir
 from dse.emulate.corpus import Corpus, Split, TokenSample, bos_token, load_corpus, sample_tokens, tokenize
 from dse.emulate.model import EmulatedModel
+from dse.emulate.streamed import StreamedModel
 from dse.errors import ConfigError
 from dse.evaluate.quality import QualityEvaluator
 from dse.graph.operator import OperatorGraph
@@ -19,6 +21,8 @@ from studies.schema import QualitySpec
 
 SENSITIVITY_DTYPE = "float32"  # bfloat16 has a noise floor above the effect of 8 bits
 SENSITIVITY_STORE_BYTES = 2e8  # every rounded weight is used once or twice
+
+MEMORY_FRAC = 0.5  # larger checkpoints go block by block
 
 
 def sensitivity_cache() -> Path:
@@ -57,7 +61,7 @@ class Bench:
         self, policy: RuntimePolicy | None = None, calibration: TokenSample | None = None
     ) -> QualityEvaluator:
         """Return the evaluator of whole plans: the evaluation split, in the study's dtype."""
-        sample = self._sample("evaluation", self.quality.tokens)
+        sample = self.evaluation_sample()
         cache = cache_dir() / "quality"
         return QualityEvaluator(self._model, sample, cache=cache, policy=policy, calibration=calibration)
 
@@ -76,6 +80,20 @@ class Bench:
         """Return the evaluator of trials: the calibration split, in the study's dtype."""
         sample = self._sample("calibration", self.quality.trial_tokens)
         return QualityEvaluator(self._model, sample, cache=cache_dir() / "quality")
+
+    def streamed_model(self) -> StreamedModel:
+        """Return the model with its weights on disk."""
+        return StreamedModel.open(self._folder, self.graph, self.units, dtype=self.quality.dtype)
+
+    @property
+    def exceeds_memory(self) -> bool:
+        """Whether the weights take more than half of this machine's memory."""
+        size_bytes = sum(file.stat().st_size for file in self._folder.glob("*.safetensors"))
+        return size_bytes > MEMORY_FRAC * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def evaluation_sample(self) -> TokenSample:
+        """Return the tokens that whole plans are measured on."""
+        return self._sample("evaluation", self.quality.tokens)
 
     def calibration_sample(self, n_tokens: int) -> TokenSample:
         """Return tokens of the calibration split, which no evaluation sees."""

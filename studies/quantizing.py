@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dse.emulate.compensate import WeightRecipe, apply_recipe
-from dse.emulate.model import TensorFormats
+from dse.emulate.corpus import TokenSample
 from dse.emulate.one_weight import OutlierStore
-from dse.emulate.write import write_dequantized
+from dse.emulate.write import BlockWriter, check_empty, write_dequantized
 from dse.errors import ConfigError
+from dse.evaluate.block_by_block import quantize_block_by_block
 from dse.evaluate.effective_bits import effective_bits
-from dse.evaluate.quality import Quality, QualityEvaluator
+from dse.evaluate.quality import Quality
 from dse.graph.operator import OperatorGraph
 from dse.graph.units import Unit, units_of
 from dse.plan import Assignment
@@ -29,8 +30,9 @@ class Quantized:
         recipe, assignment: what was done.
         measured, baseline: quality with and without.
         effective_bits, linear_effective_bits: stored bits per parameter, everything included.
-        evaluator: the model, prepared; formats: what to apply to it.
+        sample: what was measured on; dtype: of the forward passes.
         calibration: hash of the calibration tokens, None where none were used.
+        block_by_block: whether the weights stayed on disk.
     """
 
     recipe: Recipe
@@ -39,13 +41,14 @@ class Quantized:
     baseline: Quality
     effective_bits: float
     linear_effective_bits: float
-    evaluator: QualityEvaluator
-    formats: TensorFormats
+    sample: TokenSample
+    dtype: str
     calibration: str | None
+    block_by_block: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of ``dse evaluate`` and ``dse quantize``."""
-        sample = self.evaluator.sample
+        sample = self.sample
         return {
             **_numbers(self.measured),
             "baseline": _numbers(self.baseline),
@@ -57,7 +60,8 @@ class Quantized:
             "corpus": sample.corpus,
             "corpus_hash": sample.corpus_hash,
             "calibration_hash": self.calibration,
-            "dtype": self.evaluator.model.dtype,
+            "dtype": self.dtype,
+            "block_by_block": self.block_by_block,
             "seed": sample.seed,
             "recipe": self.recipe.to_json(),
             "time_s": self.measured.time_s,
@@ -102,15 +106,51 @@ def weight_recipe(recipe: Recipe, seed: int) -> WeightRecipe:
     return WeightRecipe(**fields, outliers=store, seed=seed)
 
 
-def quantize(bench: Bench, recipe: Recipe, assignment: Assignment, progress: StudyProgress) -> Quantized:
+def quantize(
+    bench: Bench,
+    recipe: Recipe,
+    assignment: Assignment,
+    progress: StudyProgress,
+    *,
+    output: Path | None = None,
+    block_by_block: bool = False,
+) -> Quantized:
     """Apply a recipe with an assignment of the bench's units, and measure.
 
+    Args:
+        bench: model and corpus; recipe, assignment: what to do.
+        progress: of the steps.
+        output: folder for the quantized weights, expanded to the dtype, with the result as a record.
+        block_by_block: leave the weights on disk and hold one block at a time.
+
     Raises:
-        ConfigError: a format, an architecture or a corpus that a step cannot take.
+        ConfigError: a format, an architecture or a corpus that a step cannot take; a folder that is not
+            empty, or a model with online steps, which no plain checkpoint holds.
     """
     how = weight_recipe(recipe, bench.seed)
+    if output is not None:
+        check_empty(output)
+        if how.transform == "quarot":
+            raise ConfigError(
+                "'quarot' turns activations while the model runs, which a checkpoint cannot hold "
+                "(use 'rotate', which is offline, or leave --output out)",
+                path="transform.kind",
+            )
     calibrates = how.needs_calibration or recipe.policy.static_activations
     calibration = bench.calibration_sample(recipe.calibration_tokens) if calibrates else None
+    run = _on_disk if block_by_block else _in_memory
+    return run(bench, recipe, how, assignment, calibration, progress, output)
+
+
+def _in_memory(
+    bench: Bench,
+    recipe: Recipe,
+    how: WeightRecipe,
+    assignment: Assignment,
+    calibration: TokenSample | None,
+    progress: StudyProgress,
+    output: Path | None,
+) -> Quantized:
     evaluator = bench.finalist_evaluator(recipe.policy, calibration)
     formats = evaluator.model.formats_of(assignment)
     progress.step("measuring full precision")
@@ -125,22 +165,54 @@ def quantize(bench: Bench, recipe: Recipe, assignment: Assignment, progress: Stu
     measured = evaluator.evaluate(assignment, progress.advance)
     whole, linear = effective_bits(bench.graph, assignment, bench.units, extra_bits)
     used = None if calibration is None else calibration.hash
-    return Quantized(recipe, assignment, measured, baseline, whole, linear, evaluator, formats, used)
+    sample, dtype = evaluator.sample, evaluator.model.dtype
+    result = Quantized(recipe, assignment, measured, baseline, whole, linear, sample, dtype, used)
+    if output is not None:
+        progress.step(f"writing {output}")
+        write_dequantized(evaluator.model, formats, output, result.to_json())
+    return result
 
 
-def write(result: Quantized, folder: Path, document: dict[str, Any]) -> None:
-    """Write the quantized weights, expanded to the model's dtype, as a Hugging Face folder.
-
-    Raises:
-        ConfigError: the folder exists, or the model needs online steps that no plain checkpoint has.
-    """
-    if result.recipe.weights.get("transform") == "quarot":
-        raise ConfigError(
-            "'quarot' turns activations while the model runs, which a checkpoint cannot hold "
-            "(use 'rotate', which is offline, or leave --output out)",
-            path="transform.kind",
-        )
-    write_dequantized(result.evaluator.model, result.formats, folder, document)
+def _on_disk(
+    bench: Bench,
+    recipe: Recipe,
+    how: WeightRecipe,
+    assignment: Assignment,
+    calibration: TokenSample | None,
+    progress: StudyProgress,
+    output: Path | None,
+) -> Quantized:
+    model, sample = bench.streamed_model(), bench.evaluation_sample()
+    writer = None if output is None else BlockWriter(model, output)
+    progress.step(f"block by block: quantizing ({how.quantizer}, {how.fit}) and measuring")
+    done = quantize_block_by_block(
+        model,
+        model.formats_of(assignment),
+        how,
+        sample,
+        calibration=calibration,
+        policy=recipe.policy,
+        sink=None if writer is None else writer.add,
+        progress=progress.advance,
+    )
+    whole, linear = effective_bits(bench.graph, assignment, bench.units, done.extra_bits)
+    used = None if calibration is None else calibration.hash
+    result = Quantized(
+        recipe,
+        assignment,
+        done.measured,
+        done.baseline,
+        whole,
+        linear,
+        sample,
+        model.dtype,
+        used,
+        block_by_block=True,
+    )
+    if writer is not None:
+        progress.step(f"writing {output}")
+        writer.finish(result.to_json())
+    return result
 
 
 def _numbers(quality: Quality) -> dict[str, float]:

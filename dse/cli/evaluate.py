@@ -46,6 +46,7 @@ def evaluate(
     sequence_length: int = options.SEQUENCE,
     bos: bool = options.BOS,
     dtype: str = options.DTYPE,
+    block_by_block: bool | None = options.BLOCKS,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
@@ -97,7 +98,9 @@ def evaluate(
     from studies.measuring import Bench
 
     with ConsoleProgress() as progress:
-        result = quantize(Bench.of(source, graph, units, quality, seed), recipe, assignment, progress)
+        bench = Bench.of(source, graph, units, quality, seed)
+        streamed = bench.exceeds_memory if block_by_block is None else block_by_block
+        result = quantize(bench, recipe, assignment, progress, block_by_block=streamed)
     if as_json:
         document = {"model": model, **result.to_json(), "note": source.note}
         document.pop("recipe")

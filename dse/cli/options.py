@@ -48,6 +48,11 @@ CORPUS = typer.Option(
 BOS = typer.Option(
     False, "--bos", help="Begin every sequence with the tokenizer's beginning-of-sequence token."
 )
+BLOCKS = typer.Option(
+    None,
+    "--block-by-block/--in-memory",
+    help="Leave the weights on disk and hold one block at a time; decided by size where not given.",
+)
 DTYPE = typer.Option("bfloat16", "--dtype", help="bfloat16 or float32, of the emulated forward passes.")
 TOKENS = typer.Option(8192, "--tokens", help="Evaluation tokens.")
 SEQUENCE = typer.Option(512, "--sequence-length", help="Tokens per sequence.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show_quality(title: str, result: Quantized, note: str) -> None:
     """Print both rows, and where the weights came from."""
-    sample = result.evaluator.sample
+    sample = result.sample
     rows = [
         ("full precision", "16.00", *_texts(result.baseline)),
         ("quantized", f"{result.linear_effective_bits:.2f}", *_texts(result.measured)),

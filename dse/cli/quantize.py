@@ -32,6 +32,7 @@ def quantize(
     sequence_length: int = options.SEQUENCE,
     bos: bool = options.BOS,
     dtype: str = options.DTYPE,
+    block_by_block: bool | None = options.BLOCKS,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
@@ -52,7 +53,6 @@ def quantize(
     from studies.measuring import Bench
     from studies.quantizing import assignment_of, weight_recipe
     from studies.quantizing import quantize as run
-    from studies.quantizing import write as write_weights
     from studies.schema import QualitySpec
     from studies.weights import with_weights
 
@@ -62,19 +62,14 @@ def quantize(
     graph = load_graph(source)
     assignment, units = assignment_of(chosen, graph)
     with ConsoleProgress() as progress:
-        result = run(Bench.of(source, graph, units, quality, seed), chosen, assignment, progress)
-        document = {
-            "model": model,
-            **result.to_json(),
-            "assignment": assignment.to_json(),
-            "note": source.note,
-        }
-        if output is not None:
-            progress.step(f"writing {output}")
-            write_weights(result, output, document)
-            document["output"] = {"folder": str(output), "weights": f"dequantized, {dtype}"}
+        bench = Bench.of(source, graph, units, quality, seed)
+        streamed = bench.exceeds_memory if block_by_block is None else block_by_block
+        result = run(bench, chosen, assignment, progress, output=output, block_by_block=streamed)
     if as_json:
-        emit_json(document)
+        document = {"model": model, **result.to_json(), "assignment": assignment.to_json()}
+        if output is not None:
+            document["output"] = {"folder": str(output), "weights": f"dequantized, {dtype}"}
+        emit_json(document | {"note": source.note})
         return
     show_quality(f"{model}, recipe {chosen.name}", result, source.note)
     if output is not None:

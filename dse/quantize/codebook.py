@@ -7,6 +7,8 @@ levels that are equal take the lower level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,16 +17,45 @@ from torch import Tensor
 from dse.formats.codebooks import codebooks
 from dse.formats.precision import NumberFormat
 from dse.quantize.base import GroupScaled
+from dse.quantize.cells import cells, look_up, midpoints
 from dse.quantize.extremes import absmax_of
 from dse.quantize.half import half_scale
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 
+@dataclass(frozen=True)
+class _Tables:
+    """The tables of an element: what they share, and where each one's special level takes elements from it.
+
+    Attributes:
+        levels: (T, K) each in order; top: largest magnitude of each.
+        shared: (K or K - 1,) levels of all tables in order; midpoints: between them.
+        special: of each table (its number in it, elements above ``low`` and up to ``high`` take it, its
+            value), None for a single table.
+    """
+
+    levels: Tensor
+    top: tuple[float, ...]
+    shared: Tensor
+    midpoints: tuple[float, ...]
+    special: tuple[tuple[int, float, float, float], ...] | None
+
+
 @lru_cache(maxsize=8)
-def _tables(element: str) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Return (levels, midpoints) of each table, float32."""
-    levels = [torch.tensor(table, dtype=torch.float32) for table in codebooks(element)]
-    return tuple((table, (table[1:] + table[:-1]) / 2) for table in levels)
+def _tables(element: str) -> _Tables:
+    tables = codebooks(element)
+    levels = torch.tensor(tables, dtype=torch.float32)
+    top = tuple(float(table.abs().max()) for table in levels)
+    if len(tables) == 1:
+        return _Tables(levels, top, levels[0], midpoints(tables[0]), None)
+    common = set.intersection(*(set(table) for table in tables))
+    shared = torch.tensor(sorted(common), dtype=torch.float32)
+    special = []
+    for table in tables:
+        number = next(i for i, value in enumerate(table) if value not in common)
+        edges = (float("-inf"), *midpoints(table), float("inf"))
+        special.append((number, edges[number], edges[number + 1], table[number]))
+    return _Tables(levels, top, shared, midpoints(sorted(common)), tuple(special))
 
 
 class CodebookQuantizer(GroupScaled):
@@ -34,28 +65,22 @@ class CodebookQuantizer(GroupScaled):
         """Return the float16 scales, and the table of each group where there are several."""
         absmax = absmax_of(groups)
         tables = _tables(fmt.element)
-        if len(tables) == 1:
-            return Scales(half_scale(absmax / float(tables[0][0].abs().max())))
-        best, scale, choice = None, absmax, torch.zeros_like(absmax)
-        for number, (levels, _) in enumerate(tables):
-            candidate = half_scale(absmax / float(levels.abs().max()))
-            error = (_round(groups, candidate, tables[number]) - groups).square_().sum(-1, keepdim=True)
-            if best is None:
-                best, scale = error, candidate
-                continue
-            better = error < best
-            best = torch.where(better, error, best)
-            scale = torch.where(better, candidate, scale)
+        if tables.special is None:
+            return Scales(half_scale(absmax / tables.top[0]))
+        scales = {top: half_scale(absmax / top) for top in tables.top}
+        errors = _errors(groups, [scales[top] for top in tables.top], tables)
+        best, scale, choice = errors[0], scales[tables.top[0]], torch.zeros_like(absmax)
+        for number in range(1, len(errors)):
+            better = errors[number] < best
+            best = torch.where(better, errors[number], best)
+            scale = torch.where(better, scales[tables.top[number]], scale)
             choice = choice.masked_fill(better, float(number))
         return Scales(scale, choice)
 
     def refit_choice(self, groups: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
         """Return the number of the best table of each group for given scales (n_groups, 1)."""
-        errors = [
-            (_round(groups, scale, table) - groups).square_().sum(-1, keepdim=True)
-            for table in _tables(fmt.element)
-        ]
-        return torch.stack(errors).argmin(0).float()
+        tables = _tables(fmt.element)
+        return torch.stack(_errors(groups, [scale] * len(tables.top), tables)).argmin(0).float()
 
     def round_(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> None:
         """Round in place to the nearest level times S."""
@@ -65,25 +90,43 @@ class CodebookQuantizer(GroupScaled):
         """Return the numbers of the nearest levels."""
         tables = _tables(fmt.element)
         scaled = groups / scales.scale
-        codes = torch.bucketize(scaled, tables[0][1], out_int32=True)
-        if scales.zero is not None:
-            for number in range(1, len(tables)):
-                chosen = (scales.zero == number).expand_as(groups)
-                codes = torch.where(chosen, torch.bucketize(scaled, tables[number][1], out_int32=True), codes)
-        return codes.to(torch.int16)
+        codes = cells(scaled, tables.midpoints).to(torch.int16)
+        if tables.special is None or scales.zero is None:
+            return codes
+        chosen = scales.zero.long().squeeze(-1)
+        number, low, high, _ = (
+            torch.tensor(part, device=groups.device)[chosen].unsqueeze(-1)
+            for part in zip(*tables.special, strict=True)
+        )
+        above = scaled > high
+        codes += above  # levels behind the special one have a number more than in the shared table
+        return torch.where((scaled > low) & ~above, number.to(torch.int16), codes)
 
     def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return the levels times S."""
-        levels = torch.stack([table for table, _ in _tables(fmt.element)])
-        index = codes.long()
+        levels = _tables(fmt.element).levels
+        index = codes.int()
         if scales.zero is not None:
-            index = index + scales.zero.long() * levels.shape[1]
-        return levels.view(-1)[index].mul_(scales.scale)
+            index += scales.zero.int() * levels.shape[1]
+        return look_up(levels.view(-1), index).mul_(scales.scale)
 
 
-def _round(groups: Tensor, scale: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    levels, midpoints = table
-    return levels[torch.bucketize(groups / scale, midpoints)].mul_(scale)
+def _errors(groups: Tensor, scales: Sequence[Tensor], tables: _Tables) -> list[Tensor]:
+    """Return the squared errors (n_groups, 1) of every table with its scale.
+
+    Tables of one scale differ in one level only: an element's error is the lesser of that to the nearest
+    shared level and that to the special one.
+    """
+    assert tables.special is not None
+    shared: dict[int, Tensor] = {}
+    errors = []
+    for scale, (_, _, _, value) in zip(scales, tables.special, strict=True):
+        if id(scale) not in shared:
+            nearest = look_up(tables.shared, cells(groups / scale, tables.midpoints))
+            shared[id(scale)] = nearest.mul_(scale).sub_(groups).square_()
+        to_special = (groups - value * scale).square_()
+        errors.append(torch.minimum(shared[id(scale)], to_special).sum(-1, keepdim=True))
+    return errors
 
 
 QUANTIZERS.register("codebook")(CodebookQuantizer())

@@ -23,19 +23,27 @@ from torch import Tensor
 from dse.formats.codebooks import dialects
 from dse.formats.precision import NumberFormat
 from dse.quantize.base import GroupScaled
+from dse.quantize.cells import look_up
 from dse.quantize.extremes import absmax_of
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 _EXPONENT_BIAS, _EXPONENT_MAX = 16, 31
 _TOP = 7.5
+_STEPS = 32
 ONLINE = "dialect_online"
 
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Tensor, Tensor]:
-    """Return magnitudes (16, 8) and midpoints (16, 7), float32."""
+    """Return magnitudes (16, 8) float32, and the code of each step of 0.25 (16, 32) int16.
+
+    Every midpoint is a multiple of 0.25, so that the step that a magnitude lies in decides its code.
+    """
     levels = torch.tensor(dialects(), dtype=torch.float32)
-    return levels, (levels[:, 1:] + levels[:, :-1]) / 2
+    midpoints = (levels[:, 1:] + levels[:, :-1]) / 2
+    steps = torch.arange(_STEPS, dtype=torch.float32) / 4
+    codes = (steps[None, :, None] >= midpoints[:, None, :]).sum(-1)
+    return levels, codes.to(torch.int16)
 
 
 @lru_cache(maxsize=1)
@@ -73,17 +81,17 @@ class DialectQuantizer(GroupScaled):
     def encode(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return the sign bit (8) and the number of the magnitude."""
         assert scales.zero is not None
-        _, midpoints = _tables()
-        magnitude = _magnitudes(groups, scales.scale, fmt)
-        bounds = midpoints[scales.zero.long().squeeze(-1)]
-        codes = torch.searchsorted(bounds, magnitude.contiguous(), right=True)
-        return codes.to(torch.int16) | (torch.signbit(groups).to(torch.int16) << 3)
+        _, codes_of = _tables()
+        step = _steps(_magnitudes(groups, scales.scale, fmt)) + scales.zero.int() * _STEPS
+        codes = look_up(codes_of.view(-1), step)
+        return codes | (torch.signbit(groups).to(torch.int16) << 3)
 
     def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:  # noqa: ARG002
         """Return signed magnitudes times 2^e."""
         assert scales.zero is not None
         levels, _ = _tables()
-        values = levels.view(-1)[(codes & 7).long() + scales.zero.long() * levels.shape[1]]
+        index = (codes & 7).int() + scales.zero.int() * levels.shape[1]
+        values = look_up(levels.view(-1), index)
         return torch.where(codes >= 8, -values, values).mul_(scales.scale)
 
     def scale_codes(self, scale: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Tensor:  # noqa: ARG002
@@ -100,13 +108,27 @@ def _magnitudes(groups: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
     return magnitude.mul_(4).floor_().mul_(0.25) if fmt.element == ONLINE else magnitude
 
 
+def _steps(magnitude: Tensor) -> Tensor:
+    """Return the step of 0.25 that each magnitude lies in, int32, the last one for everything above."""
+    return (magnitude * 4).nan_to_num_(0.0).clamp_(max=_STEPS - 1).int()
+
+
 def _least_error(magnitude: Tensor) -> Tensor:
-    levels, midpoints = _tables()
-    errors = [
-        (levels[d][torch.bucketize(magnitude, midpoints[d], right=True)] - magnitude).square_().sum(-1)
-        for d in range(len(levels))
-    ]
-    return torch.stack(errors, -1).argmin(-1, keepdim=True).float()
+    """Return the dialect (n, 1) with the least squared error, the first on ties.
+
+    With n_s elements and their sum m_s in each step s, whose level is L_s, the error is sum m^2 + sum_s (n_s
+    L_s^2 - 2 L_s m_s), so that one pass over the elements serves all dialects; the first term is the same in
+    all of them.
+    """
+    n, device = len(magnitude), magnitude.device
+    levels, codes_of = _tables()
+    level = levels.gather(1, codes_of.long()).double().to(device)  # (16, 32)
+    place = _steps(magnitude) + torch.arange(0, n * _STEPS, _STEPS, dtype=torch.int32, device=device)[:, None]
+    flat, weights = place.view(-1), magnitude.nan_to_num(0.0).double().view(-1)
+    count = torch.bincount(flat, minlength=n * _STEPS).view(n, _STEPS).double()
+    total = torch.bincount(flat, weights=weights, minlength=n * _STEPS).view(n, _STEPS)
+    errors = count @ level.square().t() - 2 * (total @ level.t())
+    return errors.argmin(-1, keepdim=True).float()
 
 
 def _two_stage(magnitude: Tensor) -> Tensor:

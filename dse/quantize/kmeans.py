@@ -17,10 +17,12 @@ from torch import Tensor
 
 from dse.formats.precision import NumberFormat
 from dse.quantize.base import GroupScaled
+from dse.quantize.cells import cells_by_row
 from dse.quantize.half import half_value
 from dse.quantize.quantizer import QUANTIZERS, Scales
 
 LLOYD_STEPS = 20
+MANY_LEVELS = 16  # from here on a search per element beats comparing with every level
 Floats = NDArray[np.float64]
 
 
@@ -34,7 +36,8 @@ class SortedRows:
 
     def __init__(self, x: Tensor, weights: Tensor | None) -> None:
         """Sort ``x`` (R, C); ``weights`` (R, C) are not negative, None for all 1."""
-        self.values, self.order = x.double().sort(dim=1)
+        ordered, self.order = x.sort(dim=1)  # in its own dtype, which is faster
+        self.values = ordered.double()
         w = torch.ones_like(self.values) if weights is None else weights.double().gather(1, self.order)
         zero = self.values.new_zeros(len(x), 1)
         self.weight = torch.cat([zero, w.cumsum(1)], 1)
@@ -116,9 +119,9 @@ def stored_levels(levels: Tensor, x: Tensor) -> Tensor:
 def nearest(x: Tensor, levels: Tensor) -> Tensor:
     """Return int64 numbers of the nearest of levels (R, K) to ``x`` (R, C); (1, K) serves all rows."""
     middle = (levels[:, 1:] + levels[:, :-1]) / 2
-    if len(levels) == 1:
-        return torch.bucketize(x, middle[0])
-    return torch.searchsorted(middle.contiguous(), x.contiguous())
+    if middle.shape[1] > MANY_LEVELS:
+        return torch.searchsorted(middle.expand(len(x), -1).contiguous(), x.contiguous())
+    return cells_by_row(x, middle).long()
 
 
 def look_up(codes: Tensor, levels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dse.errors import ConfigError
 from dse.graph.source import ModelSource
 from studies.measuring import Bench
 from studies.progress import Silent
-from studies.quantizing import Quantized, assignment_of, quantize, weight_recipe, write
+from studies.quantizing import Quantized, assignment_of, quantize, weight_recipe
 from studies.recipes import load_recipe, recipe_names
 from studies.schema import QualitySpec
 from tests.tiny_llama import tiny_graph, write_tiny_llama
@@ -29,13 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _run(name: str, folder: Path, seed: int = 0) -> Quantized:
+def _run(name: str, folder: Path, output: Path | None = None, *, on_disk: bool = False) -> Quantized:
     recipe = replace(load_recipe(name), calibration_tokens=1024)
     assignment, units = assignment_of(recipe, GRAPH)
     quality = QualitySpec(corpus=str(folder / "corpus.txt"), tokens=128, sequence_length=64, dtype="float32")
     source = ModelSource(name="tiny", config={"model_type": "llama"}, weights=folder / "tiny-llama")
-    bench = Bench(source, GRAPH, units, quality, seed, load_corpus(quality.corpus))
-    return quantize(bench, recipe, assignment, Silent())
+    bench = Bench(source, GRAPH, units, quality, 0, load_corpus(quality.corpus))
+    return quantize(bench, recipe, assignment, Silent(), output=output, block_by_block=on_disk)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -64,28 +65,28 @@ def test_stores_count_in_the_bits(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert low_rank.measured.kl_nats < plain.measured.kl_nats
 
 
+@pytest.mark.parametrize(("name", "on_disk"), [("rotate-gptq-int4", False), ("gptq-int4", True)])
 def test_written_weights_are_those_that_were_measured(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, on_disk: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: transformers loads the folder and computes the same logits."""
+    """Oracle: transformers loads the folder and its loss is the measured one."""
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("DSE_CACHE", str(folder / "cache"))
-    result = _run("rotate-gptq-int4", folder)
-    write(result, tmp_path / "out", {"model": "tiny"})
-    model = result.evaluator.model
-    ids = torch.randint(0, 256, (1, 32), generator=torch.Generator().manual_seed(0))
-    with model.applied(result.formats):
-        expected = model.logits(ids)
+    result = _run(name, folder, tmp_path / "out", on_disk=on_disk)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.from_numpy(result.sample.ids).long()
     with torch.inference_mode():
-        assert torch.allclose(loaded(input_ids=ids).logits, expected, atol=1e-5)
-    assert (tmp_path / "out" / "quantization.json").is_file()
+        loss = loaded(input_ids=ids, labels=ids).loss
+    assert float(loss.exp()) == pytest.approx(result.measured.perplexity, rel=1e-5)
+    record = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    assert record["perplexity"] == result.measured.perplexity
+    assert record["block_by_block"] == on_disk
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     with pytest.raises(ConfigError, match="not empty"):
-        write(result, tmp_path / "out", {})
+        _run(name, folder, tmp_path / "out", on_disk=on_disk)
     with pytest.raises(ConfigError, match="'quarot' turns activations"):
-        write(_run("quarot-w4a4kv4", folder), tmp_path / "other", {})
+        _run("quarot-w4a4kv4", folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
