@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dse.cli import options
+from dse.cli.bench_emulation import emulation
 from dse.cli.bench_planner import planner
 from dse.cli.bench_quantizers import quantizers
 from dse.cli.output import emit_json, note, si, table
@@ -21,6 +22,7 @@ commands = typer.Typer(no_args_is_help=True, help="Predictions against measured 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    commands.command("emulation")(emulation)
     commands.command("planner")(planner)
     commands.command("quantizers")(quantizers)
     app.add_typer(commands, name="bench")

@@ -258,8 +258,9 @@ class EmulatedModel:
             with ExitStack() as undo:
                 for path, fmt in formats.weights:
                     self._swap_weight(path, fmt, undo)
+                last = _LastInput()
                 for path, fmt in formats.activations:
-                    hook = partial(_round_input, fmt, self._rounded_columns.get(path))
+                    hook = partial(_round_input, last, fmt, self._rounded_columns.get(path))
                     undo.callback(self.linear(path)[0].register_forward_pre_hook(hook).remove)
                 caches = [self._set_cache(path, fmt, undo) for path, fmt in formats.kv]
                 yield
@@ -325,18 +326,30 @@ class EmulatedModel:
         raise ConfigError(f"{self.folder.name} has no attention module for '{prefix}.{op}'")
 
 
+class _LastInput:
+    """The last rounded input: linears that read the very same tensor in one format share the work."""
+
+    def __init__(self) -> None:
+        self.given: Tensor | None = None
+        self.fmt: NumberFormat | None = None
+        self.rounded: Tensor | None = None
+
+
 def _round_input(
-    fmt: NumberFormat, columns: Tensor | None, _: nn.Module, args: tuple[Any, ...]
+    last: _LastInput, fmt: NumberFormat, columns: Tensor | None, _: nn.Module, args: tuple[Any, ...]
 ) -> tuple[Any, ...]:
     """Round the first argument (..., channels) of a linear, with scales from the values at hand (dynamic).
 
     ``columns`` (channels,) says which are rounded, packed together; None for all.
     """
-    if columns is None:
-        return (fake_quantize(args[0], fmt), *args[1:])
-    x = args[0].clone()
-    x[..., columns] = fake_quantize(x[..., columns], fmt)
-    return (x, *args[1:])
+    x = args[0]
+    if columns is not None:
+        mixed = x.clone()
+        mixed[..., columns] = fake_quantize(x[..., columns], fmt)
+        return (mixed, *args[1:])
+    if last.rounded is None or last.given is not x or last.fmt != fmt:
+        last.given, last.fmt, last.rounded = x, fmt, fake_quantize(x, fmt)
+    return (last.rounded, *args[1:])
 
 
 def _replay(output: object, *_: object, **__: object) -> object:
