@@ -11,14 +11,14 @@ from reports.theme import series_colour
 from reports.units import fmt_percent, fmt_si, fmt_usd, plural
 
 METRIC_WORDS = {"ttft": "first token", "tpot": "each further token", "e2e": "whole answer"}
-UNITS = {"cost": "an hour", "energy": "watts", "carbon": "grams of CO2e an hour"}
+UNITS = {"energy": "watts", "carbon": "grams of CO2e an hour"}
 
 
 def fleet_blocks(result: dict[str, Any]) -> tuple[Block, ...]:
     """Tiles with the answer and its proof, machines, replicas and levels."""
     fleet, simulated = result["fleet"], result["simulated"]
     per_mtok = fleet["usd_per_h"] / 3600 / simulated["throughput_tokens_per_s"] * 1e6
-    what = fmt_usd(fleet["bound"]) if fleet["objective"] == "cost" else f"{fleet['bound']:,.0f}"
+    what = f"{fleet['bound']:,.0f}" if fleet["objective"] in UNITS else fmt_usd(fleet["bound"])
     tiles = Tiles(
         (
             Tile(
@@ -29,7 +29,7 @@ def fleet_blocks(result: dict[str, Any]) -> tuple[Block, ...]:
             ),
             Tile(
                 "No fleet can do it below",
-                f"{what} {UNITS[fleet['objective']] if fleet['objective'] != 'cost' else ''}".strip(),
+                f"{what} {UNITS.get(fleet['objective'], '')}".strip(),
                 f"proven; gap {fmt_percent(fleet['gap_frac'])}, {result['n_options']} kinds of replicas",
             ),
             Tile("Per million tokens", fmt_usd(per_mtok), "generated, simulated load", "predicted"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from dse.capacity.loop import Iteration, plan_and_judge
 from dse.capacity.market import Answer, Market
 from dse.capacity.options import Absent, Bits, Building, replica_options, uniform_bits
 from dse.capacity.planned import planned_options
-from dse.capacity.questions import QUESTIONS, checked_questions
+from dse.capacity.questions import (
+    MOST_SERVICE,
+    QUESTIONS,
+    best_service,
+    checked_questions,
+    with_limits_scaled,
+)
 from dse.capacity.replica import Batching
 from dse.content import write_atomic
 from dse.errors import ConfigError, NoFeasiblePlan
@@ -34,6 +41,7 @@ from studies.progress import StudyProgress
 
 SCHEMA_VERSION = 1
 KIND = "capacity"
+RELAXING = 1.1
 
 
 class Journal:
@@ -58,18 +66,18 @@ class Journal:
         elif path is not None:
             path.unlink(missing_ok=True)
 
-    def turn(self, derating: dict[str, float]) -> dict[str, Any] | None:
-        """Return the turn with these deratings, if it was finished."""
+    def turn(self, factor: float, derating: dict[str, float]) -> dict[str, Any] | None:
+        """Return the turn with this factor on the limits and these deratings, if it was finished."""
         for entry in self._content["turns"]:
-            if entry["derating"] == derating:
+            if entry["derating"] == derating and entry["limits_factor"] == factor:
                 found: dict[str, Any] = entry
                 return found
         return None
 
-    def keep_turn(self, turn: Iteration) -> None:
+    def keep_turn(self, factor: float, turn: Iteration) -> None:
         """Write a turn down."""
-        if self.turn(turn.derating) is None:
-            self._content["turns"].append(turn.to_json())
+        if self.turn(factor, turn.derating) is None:
+            self._content["turns"].append({"limits_factor": factor, **turn.to_json()})
             self._write()
 
     def answer(self, question: str) -> dict[str, Any] | None:
@@ -115,14 +123,23 @@ def run_capacity(
         )
     journal = Journal(None if folder is None else folder / "journal.json", study.key(load), resume=resume)
     market, absent = _market(study, graph, catalogue, runtime, load, progress)
-    turns = plan_and_judge(
-        market,
-        seed=study.seed,
-        step=progress.step,
-        advance=progress.advance,
-        remembered=journal.turn,
-        keep=journal.keep_turn,
-    )
+    factor = 1.0
+    if study.objective == "service":
+        progress.step("finding the best service within the budget")
+        factor = _affordable(market)
+    while True:
+        turns = plan_and_judge(
+            market.with_load(with_limits_scaled(load, factor)),
+            seed=study.seed,
+            step=progress.step,
+            advance=progress.advance,
+            remembered=partial(journal.turn, factor),
+            keep=partial(journal.keep_turn, factor),
+        )
+        if turns[-1].passed or study.objective != "service" or factor > MOST_SERVICE:
+            break
+        factor *= RELAXING
+    market = market.with_load(with_limits_scaled(load, factor))
     planned_s = time.monotonic() - began
     final = turns[-1]
     tightened = market.under(replace(market.terms, derating=final.derating))
@@ -149,6 +166,7 @@ def run_capacity(
         "load": load.to_json(),
         "planned_rate_per_s": market.buckets.rate_per_s,
         "fleet": fleet_json(final.answer, study.objective),
+        "limits_factor": factor,
         "passed": final.passed,
         "analytic": final.answer.attained(),
         "simulated": final.outcome,
@@ -167,6 +185,21 @@ def run_capacity(
         "n_options": len(market.options),
         "times": {"plan_s": round(planned_s, 3), "total_s": round(time.monotonic() - began, 3)},
     }
+
+
+def _affordable(market: Market) -> float:
+    """Return the smallest factor on all limits that the budget affords.
+
+    Raises:
+        NoFeasiblePlan: not even limits 16 times as long.
+    """
+    factor = best_service(market.shortlist(market.under(replace(market.terms, max_usd_per_h=None)).solve()))
+    if factor is None:
+        raise NoFeasiblePlan(
+            f"{market.terms.max_usd_per_h:g} USD/h do not serve the load "
+            f"even at limits {MOST_SERVICE:g} times as long"
+        )
+    return factor
 
 
 def _market(

@@ -197,7 +197,7 @@ class _StudyFile(Closed):
     precisions: tuple[str, ...] = DEFAULT_PRECISIONS
     mixed: tuple[_MixedFile, ...] = ()
     granularity: str = "block"
-    objective: str = Field(default="cost", pattern="^(cost|energy|carbon)$")
+    objective: str = Field(default="cost", pattern="^(cost|energy|carbon|service)$")
     max_usd_per_h: float | None = Field(default=None, gt=0)
     max_perplexity_frac: float | None = Field(default=None, ge=0)
     spot: bool = False
@@ -240,6 +240,8 @@ def parse_capacity_study(content: object, file: str, folder: Path) -> CapacitySt
         _class(entry, f"load.classes.{index}", file, traced=given.trace is not None)
         for index, entry in enumerate(given.classes)
     )
+    if document.objective == "service" and document.max_usd_per_h is None:
+        raise ConfigError("the best service needs a budget", file=file, path="max_usd_per_h")
     trace = None if given.trace is None else str(folder / given.trace)
     load = LoadSpec(
         classes,

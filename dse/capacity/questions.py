@@ -25,6 +25,8 @@ RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 LEVEL_FACTORS = (0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
 CONTEXT_FACTORS = (0.5, 1.0, 2.0, 4.0)
 PRICE_FACTORS = (0.5, 0.8, 1.25, 2.0)
+BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0)
+LEAST_SERVICE, MOST_SERVICE = 0.125, 16.0
 QUARTERS = 8
 HOURS_PER_QUARTER = 365.25 * 24 / 4
 Question = Callable[[Asked], dict[str, Any]]
@@ -80,6 +82,36 @@ def cost_against_level(asked: Asked) -> dict[str, Any]:
         answer = asked.short.with_load(with_limits_scaled(asked.market.load, factor)).solve()
         points.append({"factor": factor, **point_of(answer)})
     return {"points": points}
+
+
+def best_service(market: Market) -> float | None:
+    """Return the smallest factor (within 3 %) on all limits at which the market has a fleet, None up to 16.
+
+    With a budget in the market's terms this is the best service that the money buys.
+    """
+
+    def holds(factor: float) -> bool:
+        return market.with_load(with_limits_scaled(market.load, factor)).solve().exists
+
+    low, high = LEAST_SERVICE, MOST_SERVICE
+    if not holds(high):
+        return None
+    while high / low > 1.03:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def service_for_budget(asked: Asked) -> dict[str, Any]:
+    """Return the tightest limits that multiples of the fleet's cost buy."""
+    rows = []
+    for share in BUDGETS:
+        budget = asked.answer.fleet.usd_per_h * share
+        terms = replace(asked.market.terms, max_usd_per_h=budget)
+        rows.append(
+            {"max_usd_per_h": budget, "share": share, "factor": best_service(asked.short.under(terms))}
+        )
+    return {"rows": rows}
 
 
 def cost_against_context(asked: Asked) -> dict[str, Any]:
@@ -265,6 +297,7 @@ QUESTIONS: dict[str, Question] = {
     "cost-vs-rate": cost_against_rate,
     "cost-vs-level": cost_against_level,
     "cost-vs-context": cost_against_context,
+    "service": service_for_budget,
     "break-even": break_even,
     "quantization": quantization,
     "headroom": headroom,

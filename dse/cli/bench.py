@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dse.cli import options
+from dse.cli.bench_capacity import capacity
 from dse.cli.bench_emulation import emulation
 from dse.cli.bench_planner import planner
 from dse.cli.bench_quantizers import quantizers
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     commands.command("emulation")(emulation)
     commands.command("planner")(planner)
+    commands.command("capacity")(capacity)
     commands.command("quantizers")(quantizers)
     app.add_typer(commands, name="bench")
 

@@ -16,6 +16,7 @@ from dse.errors import ConfigError
 if TYPE_CHECKING:
     from studies.capacity_schema import CapacityStudy
 
+OBJECTIVES = ("cost", "energy", "carbon", "service")
 DEFAULT_LEVELS = "ttft:90:2,tpot:90:0.1"
 
 
@@ -41,7 +42,9 @@ def capacity(
         [], "--level", help="METRIC:PERCENTILE:SECONDS like ttft:p90:2, for all classes; repeatable."
     ),
     precisions: str | None = typer.Option(None, "--precisions", help="Comma-separated choices."),
-    objective: str | None = typer.Option(None, "--objective", help="cost, energy or carbon."),
+    objective: str | None = typer.Option(
+        None, "--objective", help="cost, energy, carbon; or service (the tightest limits within --budget)."
+    ),
     budget: float | None = typer.Option(None, "--budget", help="Dollars per hour at most."),
     max_perplexity: float | None = typer.Option(
         None, "--max-perplexity", help="Largest growth of the perplexity as a share, e.g. 0.01."
@@ -161,12 +164,13 @@ def _changed(
     if catalogue is not None:
         study = replace(study, catalogue=catalogue)
     if objective is not None:
-        if objective not in ("cost", "energy", "carbon"):
-            raise ConfigError(
-                "unknown objective", path="--objective", value=objective, allowed=["cost", "energy", "carbon"]
-            )
+        if objective not in OBJECTIVES:
+            raise ConfigError("unknown objective", path="--objective", value=objective, allowed=OBJECTIVES)
         study = replace(study, objective=objective)
-    return study if budget is None else replace(study, max_usd_per_h=budget)
+    study = study if budget is None else replace(study, max_usd_per_h=budget)
+    if study.objective == "service" and study.max_usd_per_h is None:
+        raise ConfigError("the best service needs a budget", path="--budget")
+    return study
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:
@@ -191,6 +195,8 @@ def show(result: dict[str, Any]) -> None:
         f"{_unit(fleet['objective'])} can do it (gap {fleet['gap_frac']:.2%}, among {result['n_options']} "
         "kinds of replicas)"
     )
+    if result["limits_factor"] != 1.0:
+        typer.echo(f"all limits are {result['limits_factor']:.2f} times the study's")
     rows = [
         (
             group["name"],
@@ -229,7 +235,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _unit(objective: str) -> str:
-    return {"cost": "USD/h", "energy": "W", "carbon": "g CO2e/h"}[objective]
+    return {"energy": "W", "carbon": "g CO2e/h"}.get(objective, "USD/h")
 
 
 def answer_lines(name: str, answer: dict[str, Any]) -> list[str]:
@@ -239,6 +245,13 @@ def answer_lines(name: str, answer: dict[str, Any]) -> list[str]:
     if "points" in answer:
         cells = [f"x{p['factor']:g} {_cost(p)}" for p in answer["points"]]
         return [f"{name}: " + ", ".join(cells)]
+    if name == "service":
+        buys = [
+            f"{row['max_usd_per_h']:.2f} USD/h buys "
+            + ("nothing" if row["factor"] is None else f"limits x{row['factor']:.2f}")
+            for row in answer["rows"]
+        ]
+        return [f"{name}: " + ", ".join(buys)]
     if name == "break-even":
         wins: dict[str, int] = {}
         for cell in answer["cells"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -30,12 +32,26 @@ def report(
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError(f"cannot be read: {reason}", file=str(path)) from error
-    parsed = StudyResult.from_json(text, file=str(path))
-    from reports.build import write_report
-
     target = output or path.with_name("report.html")
-    write_report(parsed, target)
+    capacity = _capacity(text)
+    if capacity is not None:
+        from reports.capacity import write_capacity_report
+
+        write_capacity_report(capacity, target)
+    else:
+        from reports.build import write_report
+
+        write_report(StudyResult.from_json(text, file=str(path)), target)
     if as_json:
         emit_json({"report": str(target)})
     else:
         typer.echo(str(target))
+
+
+def _capacity(text: str) -> dict[str, Any] | None:
+    """Return the document of a capacity plan, None for anything else."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and document.get("kind") == "capacity" else None

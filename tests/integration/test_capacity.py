@@ -32,7 +32,7 @@ def test_a_run_and_its_documents(tmp_path: Path) -> None:
     assert document["passed"] is True
     assert document["fleet"]["gap_frac"] < 0.03
     assert document["fleet"]["bound"] <= document["fleet"]["usd_per_h"] + 1e-9
-    assert len(document["questions"]) == 11
+    assert len(document["questions"]) == 12
     assert document["simulated"]["n_finished"] == document["load"]["n_requests"]
     page = (out / "report.html").read_text()
     assert page == render_capacity_report(document)
@@ -68,6 +68,19 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(str(study), "-o", str(out), "--resume", "--rate", "9")
 
 
+def test_the_best_service_within_a_budget(tmp_path: Path) -> None:
+    """Twice the money buys tighter limits, and the fleet stays within it."""
+    study = write_case(tmp_path)
+    found = {}
+    for budget in (0.7, 3.5):
+        asked = ("--objective", "service", "--budget", str(budget), "--ask", "none", "--json")
+        document = json.loads(run(str(study), *asked).stdout)
+        assert document["passed"] is True
+        assert document["fleet"]["usd_per_h"] <= budget + 1e-9
+        found[budget] = document["limits_factor"]
+    assert found[3.5] < found[0.7]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -95,5 +108,9 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         run(str(study), "--level", "tpot:p90:0.0001")
     with pytest.raises(NoFeasiblePlan, match=r"USD/h instead of 0\.1"):
         run(str(study), "--budget", "0.1")
+    with pytest.raises(ConfigError, match="needs a budget"):
+        run(str(study), "--objective", "service")
+    with pytest.raises(NoFeasiblePlan, match="even at limits 16 times"):
+        run(str(study), "--objective", "service", "--budget", "0.1")
     with pytest.raises(ConfigError, match="for a model give --rate or --trace"):
         run("llama-3.2-1b")
