@@ -101,11 +101,8 @@ def allocate(
     if least > budget * (1 + REL_TOL):
         return _infeasible(float(least - budget), time.monotonic() - began)
     price, bound = _best_price(penalty, size, budget, allowed)
-    incumbent = _greedy(penalty, size, budget, allowed, price)
-    value = float(penalty[np.arange(len(incumbent)), incumbent].sum())
-    found, complete = _search(penalty, size, budget, allowed, price, bound, value, max_labels)
-    if found is not None:
-        incumbent = found
+    start = _fitting(penalty, size, budget, allowed, price)
+    incumbent, complete = _search(penalty, size, budget, allowed, price, bound, start, max_labels)
     units = np.arange(len(incumbent))
     value = float(penalty[units, incumbent].sum())
     if complete:
@@ -245,28 +242,20 @@ def _best_price(
     return max(((p, bound_at(p)) for p in (low, high)), key=lambda pair: pair[1])
 
 
-def _greedy(
+def _fitting(
     penalty: Array, size: Array, budget: float, allowed: NDArray[np.bool_], price: float
 ) -> NDArray[np.int64]:
-    """Return a feasible allocation: the cheapest at the price, made to fit, then improved while it fits."""
+    """Return a feasible allocation: the cheapest at the price, with its largest units at their smallest."""
     units = np.arange(len(size))
     chosen, _ = _cheapest(penalty, size, allowed, price)
     smallest = np.where(allowed, size, np.inf).argmin(axis=1)
-    for unit in np.argsort(-(size[units, chosen] - size[units, smallest]), kind="stable"):
-        if size[units, chosen].sum() <= budget:
-            break
-        chosen[unit] = smallest[unit]
-    if size[units, chosen].sum() > budget:
-        chosen = smallest
-    while True:
-        room = budget - size[units, chosen].sum()
-        gain = penalty[units, chosen][:, None] - penalty
-        fits = allowed & (size - size[units, chosen][:, None] <= room)
-        gain = np.where(fits, gain, -np.inf)
-        best = int(gain.argmax())
-        if gain.flat[best] <= REL_TOL * np.abs(penalty[allowed]).max():
-            return chosen
-        chosen[best // size.shape[1]] = best % size.shape[1]
+    spared = size[units, chosen] - size[units, smallest]
+    excess = float(size[units, chosen].sum()) - budget
+    if excess > 0:
+        largest = np.argsort(-spared, kind="stable")
+        n = int(np.searchsorted(np.cumsum(spared[largest]), excess)) + 1
+        chosen[largest[:n]] = smallest[largest[:n]]
+    return chosen if size[units, chosen].sum() <= budget else smallest
 
 
 def _search(
@@ -276,40 +265,48 @@ def _search(
     allowed: NDArray[np.bool_],
     price: float,
     bound: float,
-    limit: float,
+    start: NDArray[np.int64],
     max_labels: int,
-) -> tuple[NDArray[np.int64] | None, bool]:
-    """Return the best allocation with a penalty below ``limit`` (None if there is none), and whether proven.
+) -> tuple[NDArray[np.int64], bool]:
+    """Return the best allocation found from a feasible one, and whether it is proven.
 
-    A label is kept while its Lagrangian bound stays below the limit and the rest can still fit.
+    The core of the problem grows unit by unit, in the order of the least reduced cost of leaving the cheapest
+    choice (Pisinger, EJOR 83(2), 1995). An allocation costs the Lagrangian bound plus the reduced costs of its
+    choices, so labels above the incumbent leave, and the search ends where no further unit can stay below it.
     """
-    _, costs = _cheapest(penalty, size, allowed, price)
-    least_cost = costs.min(axis=1)
-    reduced = costs - least_cost[:, None]
-    gap = limit - bound + 1e-12 * max(abs(limit), abs(bound))
-    possible = allowed & (reduced <= gap)
-    # units with the most alternatives last: their labels then meet the tightest bounds
-    order = np.argsort(possible.sum(axis=1), kind="stable")
-    least_size = np.where(allowed, size, np.inf).min(axis=1)
-    size_after = np.append(np.cumsum(least_size[order][::-1])[::-1], 0.0)[1:]
-    cost_after = np.append(np.cumsum(least_cost[order][::-1])[::-1], 0.0)[1:]
+    units = np.arange(len(size))
+    chosen, costs = _cheapest(penalty, size, allowed, price)
+    reduced = costs - costs.min(axis=1, keepdims=True)
+    others = np.where(np.arange(size.shape[1]) == chosen[:, None], np.inf, reduced).min(axis=1)
+    more_size = size - size[units, chosen][:, None]
+    more_penalty = penalty - penalty[units, chosen][:, None]
+    room = budget + REL_TOL * abs(budget) - float(size[units, chosen].sum())
+    base = float(penalty[units, chosen].sum())
+    limit = float(penalty[units, start].sum())
+    best, order = start, np.argsort(others, kind="stable")
+    tolerance = 1e-12 * max(abs(limit), abs(bound))
+    gap = limit - bound + tolerance
+    possible = np.where(reduced <= gap, more_size, 0.0).min(axis=1)
+    shrink_after = np.append(np.cumsum(possible[order][::-1])[::-1], 0.0)[1:]
     labels = _Labels(np.zeros(1), np.zeros(1), [], [])
-    slack = REL_TOL * abs(budget)
     for step, unit in enumerate(order):
-        ks = np.flatnonzero(possible[unit])
-        sizes = labels.size[:, None] + size[unit, ks]
-        penalties = labels.penalty[:, None] + penalty[unit, ks]
-        keep = sizes + size_after[step] <= budget + slack
-        lowest = penalties + price * sizes + cost_after[step] - price * budget
-        keep &= lowest <= bound + gap
-        if not keep.any():
-            return None, True
+        if others[unit] > gap:
+            break
+        ks = np.flatnonzero(reduced[unit] <= gap)
+        sizes = labels.size[:, None] + more_size[unit, ks]
+        penalties = labels.penalty[:, None] + more_penalty[unit, ks]
+        # the reduced costs of a label's choices are what its penalty and the price of its size come to
+        keep = penalties + price * (sizes - room) + base <= bound + gap
+        keep &= sizes + shrink_after[step] <= room
         labels.extend(sizes, penalties, ks, keep)
         if len(labels.size) > max_labels:
-            return None, False
-    best = int(labels.penalty.argmin())
-    if labels.penalty[best] >= limit:
-        return None, True
-    chosen = np.empty(len(size), dtype=np.int64)
-    chosen[order] = labels.choices_of(best)
-    return chosen, True
+            return best, False
+        at = int(np.searchsorted(labels.size, room, side="right")) - 1
+        if at >= 0 and base + labels.penalty[at] < limit - tolerance:
+            limit = base + float(labels.penalty[at])
+            gap = limit - bound + tolerance
+            best = chosen.copy()
+            best[order[: step + 1]] = labels.choices_of(at)
+        if len(labels.size) == 0:
+            break
+    return best, True
