@@ -240,15 +240,22 @@ class LaneFactory:
         return [self.lane(devices, p, d) for devices in self.sequences() for p, d in self.pairs()]
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Return the pairs of micro-batches, as indices."""
-        problem = self.problem
-        if not self.quality_only:
-            return list(np.ndindex(len(problem.prefill_micro_batches), len(problem.decode_micro_batches)))
-        if problem.activation_bytes is None:
-            return [(0, 0)]
-        # only memory tells the pairs apart, so the one with the least activations is enough
-        least = int(np.argmin(problem.activation_bytes))
-        return [divmod(least, len(problem.decode_micro_batches))]
+        """Return the pairs of micro-batches worth a lane, as indices.
+
+        A phase that nothing depends on takes the size that leaves most memory, where sizes differ in it.
+        """
+        shape = len(self.problem.prefill_micro_batches), len(self.problem.decode_micro_batches)
+        active = self.problem.activation_bytes
+        least = np.zeros(shape) if active is None else active
+        counted = frozenset[Objective]() if self.quality_only else self.goal.quantities
+        if not counted:
+            p, d = divmod(int(np.argmin(least)), shape[1])
+            return [(p, d)]
+        if counted == {"ttft"}:
+            return [(p, int(np.argmin(least[p]))) for p in range(shape[0])]
+        if counted == {"tpot"}:
+            return [(int(np.argmin(least[:, d])), d) for d in range(shape[1])]
+        return list(np.ndindex(shape))
 
     def sequences(self) -> list[tuple[int, ...]]:
         """Return device sequences without empty stages, one of each kind of interchangeable ones."""

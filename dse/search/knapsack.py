@@ -271,8 +271,8 @@ def _search(
     """Return the best allocation found from a feasible one, and whether it is proven.
 
     The core of the problem grows unit by unit, in the order of the least reduced cost of leaving the cheapest
-    choice (Pisinger, EJOR 83(2), 1995). An allocation costs the Lagrangian bound plus the reduced costs of its
-    choices, so labels above the incumbent leave, and the search ends where no further unit can stay below it.
+    choice (Pisinger, EJOR 83(2), 1995). An allocation costs the Lagrangian bound plus the reduced costs of
+    its choices, so labels above the incumbent leave, and the search ends where no further unit stays below it.
     """
     units = np.arange(len(size))
     chosen, costs = _cheapest(penalty, size, allowed, price)
