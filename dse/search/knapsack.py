@@ -272,7 +272,7 @@ def _search(
 
     The core of the problem grows unit by unit, in the order of the least reduced cost of leaving the cheapest
     choice (Pisinger, EJOR 83(2), 1995). An allocation costs the Lagrangian bound plus the reduced costs of
-    its choices, so labels above the incumbent leave, and the search ends where no further unit stays below it.
+    its choices: labels above the incumbent leave, and the search ends where no further unit stays below it.
     """
     units = np.arange(len(size))
     chosen, costs = _cheapest(penalty, size, allowed, price)
