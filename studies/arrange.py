@@ -198,6 +198,11 @@ class Arranger:
         usable[np.arange(len(choices)), list(choices)] = True
         return usable
 
+    def problems(self, with_energy: bool) -> list[TableProblem]:
+        """Return the problems of the search, one for each cache format that all layers must share."""
+        groups = self._kv_groups(self.searched)
+        return [self._problem(usable, with_energy=with_energy) for usable in groups]
+
     def _kv_groups(self, usable: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         """Split the choices by KV format where the runtime has one for all layers."""
         if not self.prepared.runtime.kv_is_global:

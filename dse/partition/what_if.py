@@ -39,14 +39,21 @@ def without_device(problem: PipelineProblem, device: int) -> PipelineProblem:
 
 
 def lost_devices(
-    problem: PipelineProblem, goal: Goal, plan: Arrangement, limits: Limits = REPLAN
+    problem: PipelineProblem,
+    goal: Goal,
+    plan: Arrangement,
+    limits: Limits = REPLAN,
+    *,
+    only: str | None = None,
 ) -> Iterator[Change]:
-    """Plan again without each of the plan's devices; unused ones can go without any change.
+    """Plan again without each of the plan's devices (or one of them); unused ones can go without any change.
 
     The plan's neighbours take over the lost stage as a start, so that there is an answer at once where they
     have the memory for it.
     """
     for index, (device, _, _) in enumerate(plan.stages):
+        if only not in (None, problem.devices[device]):
+            continue
         changed = without_device(problem, device)
         starts = list(takeovers(changed, goal, plan, index))
         solution = Planner(changed, goal, limits).solve(goal.max_penalty, starts, explain=True)
