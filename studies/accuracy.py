@@ -8,7 +8,7 @@ itself, and where it loses too much (or leaves much unused) the bound is moved a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,6 +95,7 @@ def plan_within_perplexity(
     *,
     goal: Goal,
     time_limit_s: float = 60.0,
+    memory_limits: Mapping[str, float] | None = None,
 ) -> Verified:
     """Return the best plan by a goal whose emulated perplexity is at most so much above full precision's.
 
@@ -104,6 +105,7 @@ def plan_within_perplexity(
         max_increase_frac: 0.02 for 2 %.
         goal: objective and bounds; its penalty bound is ignored.
         time_limit_s: of every solve.
+        memory_limits: as for ``setting_of``.
 
     Raises:
         ConfigError: the model has no weights.
@@ -111,7 +113,7 @@ def plan_within_perplexity(
     """
     from studies.measuring import Bench
 
-    setting = setting_of(study, progress)
+    setting = setting_of(study, progress, memory_limits)
     if not setting.with_weights:
         raise ConfigError(
             f"{study.model} has no weights here (or the metric needs none), so no perplexity can be emulated",

@@ -44,9 +44,7 @@ def baselines(planned: Planned) -> list[BaselineRow]:
     uniform = None
     for name in precision:
         wanted = next(p for p in found.precisions if p.name == name)
-        choices = [
-            found.choice_of(layer, [wanted] * len(units)) for layer, units in enumerate(found.units)
-        ]
+        choices = [found.choice_of(layer, [wanted] * len(units)) for layer, units in enumerate(found.units)]
         if all(choice is not None for choice in choices):
             uniform = np.array(choices, dtype=np.int64)
     rows = []

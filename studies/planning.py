@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from dse.errors import ConfigError, NoFeasiblePlan
 from dse.partition.layout.pipeline import LayoutOptions
 from dse.partition.problem import Goal
-from dse.partition.what_if import Change, lost_devices
 from dse.sensitivity.noise import METRIC as NOISE
 from dse.sensitivity.noise import noise_table
 from dse.sensitivity.table import SensitivityTable
+from hardware_specs.spec import Cluster
 from studies.arrange import Arranger, Candidate
 from studies.layouts import PlannedLayout, plan_layout
 from studies.prepare import Prepared, prepare
@@ -19,20 +21,37 @@ from studies.schema import Study
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A study resolved for planning."""
+
+    study: Study
+    prepared: Prepared
+    sensitivity: SensitivityTable
+    with_weights: bool
+
+    @cached_property
+    def arranger(self) -> Arranger:
+        """What solves it."""
+        return Arranger(self.study, self.prepared, self.sensitivity)
+
+
+@dataclass(frozen=True)
 class Planned:
     """A plan with what it was found from."""
 
     candidate: Candidate
-    prepared: Prepared
-    sensitivity: SensitivityTable
+    setting: Setting
     goal: Goal
 
-    def what_if_lost(self) -> list[Change]:
-        """Plan again without each of the plan's devices, from the plan."""
-        candidate = self.candidate
-        if candidate.problem is None or candidate.solution.arrangement is None:
-            return []
-        return list(lost_devices(candidate.problem.problem, self.goal, candidate.solution.arrangement))
+    @property
+    def prepared(self) -> Prepared:
+        """The resolved inputs."""
+        return self.setting.prepared
+
+    @property
+    def sensitivity(self) -> SensitivityTable:
+        """The penalties."""
+        return self.setting.sensitivity
 
 
 def fastest_plan(
@@ -43,6 +62,7 @@ def fastest_plan(
     theta_s: float = 0.0,
     time_limit_s: float = 60.0,
     goal: Goal | None = None,
+    memory_limits: Mapping[str, float] | None = None,
 ) -> Planned:
     """Return the best plan by a goal (default: the fastest) whose penalty is within the bound.
 
@@ -54,18 +74,21 @@ def fastest_plan(
         theta_s: seconds that one unit of penalty is worth, instead of a bound where it is above 0.
         goal: objective and bounds; its penalty bound and theta are ignored.
         time_limit_s: for the solver; when it is met the incumbent is returned with its true gap.
+        memory_limits: as for ``setting_of``.
 
     Raises:
         ConfigError: a name or value is not allowed.
         NoFeasiblePlan: nothing fits, or nothing is as good.
     """
-    arranger, max_penalty = _arranger(study, progress, max_penalty, theta_s)
+    setting = setting_of(study, progress, memory_limits)
+    arranger = setting.arranger
+    if max_penalty is None and theta_s == 0:
+        max_penalty = uniform_penalty(setting)
     progress.step("solving bits, partition and micro-batches")
     candidate = arranger.fastest(max_penalty, theta_s, time_limit_s, goal)
     if candidate is None:
         raise NoFeasiblePlan(arranger.why_infeasible(max_penalty, goal))
-    solved_for = replace(goal or Goal(), theta_s=theta_s, max_penalty=max_penalty)
-    return Planned(candidate, arranger.prepared, arranger.sensitivity, solved_for)
+    return planned(setting, candidate, replace(goal or Goal(), theta_s=theta_s), max_penalty)
 
 
 def best_layout(
@@ -77,6 +100,7 @@ def best_layout(
     theta_s: float = 0.0,
     time_limit_s: float = 60.0,
     goal: Goal | None = None,
+    memory_limits: Mapping[str, float] | None = None,
 ) -> PlannedLayout:
     """Return the best layout: ``fastest_plan`` with the decisions of ``options`` beside the rest.
 
@@ -85,32 +109,79 @@ def best_layout(
     Raises:
         ConfigError, NoFeasiblePlan: as ``fastest_plan``.
     """
-    arranger, max_penalty = _arranger(study, progress, max_penalty, theta_s)
+    setting = setting_of(study, progress, memory_limits)
+    if max_penalty is None and theta_s == 0:
+        max_penalty = uniform_penalty(setting)
     progress.step("solving groups, replicas, bits, partition and micro-batches")
     solved_for = replace(goal or Goal(), theta_s=theta_s, max_penalty=max_penalty)
     return plan_layout(
-        arranger.study, arranger.prepared, arranger.sensitivity, solved_for, options, time_limit_s
+        setting.study, setting.prepared, setting.sensitivity, solved_for, options, time_limit_s
     )
 
 
-def _arranger(
-    study: Study, progress: StudyProgress, max_penalty: float | None, theta_s: float
-) -> tuple[Arranger, float | None]:
-    """Return the inputs of a plan, and the bound on its penalty."""
+def setting_of(
+    study: Study, progress: StudyProgress, memory_limits: Mapping[str, float] | None = None
+) -> Setting:
+    """Resolve a study for planning: the names, the prices, the sensitivities.
+
+    Args:
+        study: the inputs; progress: told the steps.
+        memory_limits: bytes of a device that the model may use, by type or machine, "" for all.
+
+    Raises:
+        ConfigError: a name or value is not allowed.
+    """
     study, with_weights = _resolved_metric(study)
     prepared = prepare(study, progress.step, weights=with_weights)
+    if memory_limits:
+        prepared = replace(prepared, cluster=limited(prepared.cluster, memory_limits))
     sensitivity = _sensitivity(study, prepared, progress) if with_weights else _noise(prepared)
-    arranger = Arranger(study, prepared, sensitivity)
-    if max_penalty is None and theta_s == 0:
-        if not arranger.uniform_names:
+    return Setting(study, prepared, sensitivity, with_weights)
+
+
+def limited(cluster: Cluster, limits: Mapping[str, float]) -> Cluster:
+    """Return the cluster with at most so much memory for the model, by device type, machine, or "" for all.
+
+    Raises:
+        ConfigError: a name is neither a type nor a machine.
+    """
+    names = {"", *(node.name for node in cluster.nodes), *cluster.specs}
+    for name in limits:
+        if name not in names:
             raise ConfigError(
-                f"no device of {study.cluster} runs {study.uniform[0]}, so nothing can be held against it: "
-                "give --max-penalty, or another --as-good-as",
-                path="--as-good-as",
+                "unknown device type or machine",
+                path="--max-memory",
+                value=name,
+                allowed=sorted(names - {""}),
             )
-        index = arranger.precision_index[arranger.uniform_names[0]]
-        max_penalty = arranger.additive_penalty((index,) * len(prepared.units))
-    return arranger, max_penalty
+    nodes = []
+    for node in cluster.nodes:
+        given = [limits[name] for name in ("", node.device, node.name) if name in limits]
+        old = [] if node.memory_limit_bytes is None else [node.memory_limit_bytes]
+        nodes.append(replace(node, memory_limit_bytes=min(given + old)) if given else node)
+    return replace(cluster, nodes=tuple(nodes))
+
+
+def uniform_penalty(setting: Setting) -> float:
+    """Return the penalty of the uniform plan that the study names.
+
+    Raises:
+        ConfigError: no device runs its precision.
+    """
+    arranger = setting.arranger
+    if not arranger.uniform_names:
+        raise ConfigError(
+            f"no device of {setting.study.cluster} runs {setting.study.uniform[0]}, so nothing can be held "
+            "against it: give --max-penalty, or another --as-good-as",
+            path="--as-good-as",
+        )
+    index = arranger.precision_index[arranger.uniform_names[0]]
+    return arranger.additive_penalty((index,) * len(setting.prepared.units))
+
+
+def planned(setting: Setting, candidate: Candidate, goal: Goal, max_penalty: float | None) -> Planned:
+    """Return a plan with what it was found from."""
+    return Planned(candidate, setting, replace(goal, max_penalty=max_penalty))
 
 
 def _resolved_metric(study: Study) -> tuple[Study, bool]:

@@ -12,7 +12,7 @@ from dse.cli import options
 from dse.cli.output import emit_json, note, table
 
 if TYPE_CHECKING:
-    from dse.partition.problem import PipelineProblem
+    from dse.partition.problem import Array, PipelineProblem
     from dse.partition.reference import Solver
 
 SOLVERS: tuple[Solver, ...] = ("highs", "scip", "sat")
@@ -40,21 +40,31 @@ def planner(
 
     rows: list[Row] = []
     solvers = SOLVERS if reference else ()
-    cluster3, seeded = instances.llmpq_cluster3(), instances.seeded()
+    _warm_up()
+    seeded = instances.seeded()
     one_bit_each = float(seeded.penalty[:, 1].sum())
-    for name, problem, bound, gap in (
-        ("LLM-PQ cluster 3, OPT-30B (73.8804 s)", cluster3, None, 1e-9),
-        ("64 layers, 8 devices of 3 types, 4 precisions", seeded, one_bit_each, 1e-3),
-    ):
+    problems: list[tuple[str, PipelineProblem, float | None, float]] = [
+        ("B2 LLM-PQ cluster 3, OPT-30B (73.8804 s)", instances.llmpq_cluster3(), None, 1e-9)
+    ]
+    problems += [
+        (f"B3 measured tables, prefill of {size} ({known} s)", instances.llmpq_measured(size), None, 1e-9)
+        for size, known in ((2, "44.12649"), (4, "45.31417"), (8, "50.28861"))
+    ]
+    problems.append(("64 layers, 8 devices of 3 types, 4 precisions, to 0.1 %", seeded, one_bit_each, 1e-3))
+    for name, problem, bound, gap in problems:
         note(name)
         rows += _pipeline_rows(name, problem, bound, gap, solvers, time_limit)
+    note("the same, all 560 orders and 16 pairs of micro-batches")
+    rows.append(_all_orders_row(time_limit))
+    note("2,000 units x 8 precisions on one device")
+    rows += _allocation_rows(solvers, time_limit)
     note("Helix, LLaMA-30B on 6 T4 and 4 L4")
     rows.append(_placement_row())
     if as_json:
         emit_json({"rows": [asdict(row) for row in rows]})
         return
     table(
-        "Planning problems (placement: tokens/s, bound from above; else seconds, bound from below)",
+        "Planning problems (placement: tokens/s, bound from above; allocation: penalty; else seconds)",
         ("problem", "solver", "value", "bound", "gap", "time"),
         [
             (
@@ -97,6 +107,76 @@ def _pipeline_rows(
             continue
         rows.append(Row(name, solver, found.value, found.bound, found.gap_frac, found.time_s))
     return rows
+
+
+def _warm_up() -> None:
+    """Load the solvers' libraries, which every time would count otherwise."""
+    from dse.partition.instances import seeded
+    from dse.partition.problem import Goal
+    from dse.partition.solve import solve
+
+    solve(seeded(n_layers=6, counts=(1, 1)), Goal())
+
+
+def _all_orders_row(time_limit_s: float) -> Row:
+    from dse.partition.branch import Limits
+    from dse.partition.instances import seeded
+    from dse.partition.problem import Goal
+    from dse.partition.solve import Planner
+
+    problem = seeded(sizes=(1, 2, 4, 8), all_orders=True)
+    bound = float(problem.penalty[:, 1].sum())
+    goal = Goal("makespan", max_penalty=bound)
+    own = Planner(problem, goal, Limits(time_s=time_limit_s, gap_frac=5e-3)).solve(bound)
+    name = "the same, 560 orders x 16 micro-batches, to 0.5 %"
+    return Row(name, "dse", own.value, own.bound or 0.0, own.gap_frac or 0.0, own.time_s)
+
+
+def _allocation_rows(solvers: tuple[Solver, ...], time_limit_s: float) -> list[Row]:
+    import numpy as np
+
+    from dse.partition.instances import allocation
+    from dse.search.knapsack import allocate
+
+    penalty, size = allocation()
+    least, most = float(size.min(axis=1).sum()), float(size.max(axis=1).sum())
+    name = "2,000 units x 8 precisions, one budget"
+    own = allocate(penalty, size, 0.8 * least + 0.2 * most)
+    rows = [Row(name, "dse", own.penalty, own.bound or 0.0, own.gap_frac or 0.0, own.time_s)]
+    if solvers:
+        rows.append(_allocation_by_highs(name, penalty, size, 0.8 * least + 0.2 * most, time_limit_s))
+    began = time.monotonic()
+    front = [allocate(penalty, size, budget) for budget in np.linspace(least, most, 100)]
+    elapsed = time.monotonic() - began
+    worst = max(point.gap_frac or 0.0 for point in front)
+    total, bound = (sum(getattr(point, part) or 0.0 for point in front) for part in ("penalty", "bound"))
+    rows.append(Row("the same, front of 100 budgets (sums)", "dse", total, bound, worst, elapsed))
+    return rows
+
+
+def _allocation_by_highs(name: str, penalty: Array, size: Array, budget: float, time_limit_s: float) -> Row:
+    """Solve the same allocation as a plain integer program."""
+    import numpy as np
+    from scipy import optimize, sparse
+
+    began = time.monotonic()
+    n_choices = penalty.shape[1]
+    columns = np.arange(penalty.size)
+    one_each = sparse.csr_matrix((np.ones(penalty.size), (columns // n_choices, columns)))
+    result = optimize.milp(
+        penalty.ravel(),
+        constraints=[
+            optimize.LinearConstraint(one_each, 1, 1),
+            optimize.LinearConstraint(size.ravel()[None] / budget, -np.inf, 1),
+        ],
+        integrality=np.ones(penalty.size),
+        bounds=optimize.Bounds(0, 1),
+        options={"mip_rel_gap": 0.0, "time_limit": time_limit_s},
+    )
+    value = None if result.x is None else float(result.fun)
+    bound = float(result.mip_dual_bound or 0.0)
+    gap = 1.0 if value is None else (value - bound) / value
+    return Row(name, "highs", value, bound, gap, time.monotonic() - began)
 
 
 def _placement_row() -> Row:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dse.cli import options, plan_layout
+from dse.cli import options, plan_layout, plan_tables
 from dse.cli.cost_text import at_least, money
 from dse.cli.output import emit_json, note, si, table
-from dse.errors import ConfigError
+from dse.errors import ConfigError, NoFeasiblePlan
 from dse.partition.serving import serving_flags
 
 if TYPE_CHECKING:
-    from dse.partition.problem import Goal, Objective, Solution
-    from dse.partition.what_if import Change
+    from dse.cli.progress import ConsoleProgress
+    from dse.partition.pareto import Axis
+    from dse.partition.problem import Goal, Objective
     from dse.sensitivity.table import SensitivityTable
     from studies.arrange import Candidate
+    from studies.planning import Setting
     from studies.prepare import Prepared
     from studies.result import Predicted
     from studies.schema import Study
@@ -89,7 +91,30 @@ def plan(
     pools: str = plan_layout.POOLS,
     chunk: str = plan_layout.CHUNK,
     offload: str | None = plan_layout.OFFLOAD,
-    what_if: bool = typer.Option(False, "--what-if", help="Also plan again without each device of the plan."),
+    max_memory: list[str] = typer.Option(
+        [], "--max-memory", help="Memory of every device, or DEVICE=..., e.g. 10GB; repeatable."
+    ),
+    max_perplexity_increase: str | None = typer.Option(
+        None,
+        "--max-perplexity-increase",
+        help="E.g. 2%: calibrated on emulated plans, checked by emulation and repaired; needs weights.",
+    ),
+    check_tokens: int = typer.Option(2048, "--check-tokens", help="Tokens of those emulations."),
+    what_if: list[str] = typer.Option(
+        [],
+        "--what-if",
+        help="Plan again after a change: lose (each device in turn), lose:DEVICE, add:DEVICE_TYPE, "
+        "price:DEVICE_TYPE=USD_PER_HOUR; repeatable.",
+    ),
+    baselines: bool = typer.Option(
+        False, "--baselines", help="Also show the published planners on the same tables."
+    ),
+    front: str | None = typer.Option(
+        None,
+        "--front",
+        help="Instead of one plan the front over these axes, e.g. quality,tpot,energy,cost.",
+    ),
+    front_points: int = typer.Option(25, "--front-points", min=2, help="About how many points to solve."),
     out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan to this JSON file."),
     as_json: bool = options.JSON,
 ) -> None:
@@ -100,10 +125,17 @@ def plan(
     from dse.cli.progress import ConsoleProgress
     from dse.formats.grammar import parse_precision
     from dse.partition.problem import Goal
-    from studies.planning import best_layout, fastest_plan
+    from studies.accuracy import plan_within_perplexity
+    from studies.comparison import baselines as published
+    from studies.planning import best_layout, fastest_plan, setting_of
     from studies.schema import QualitySpec, Study, load_workload
+    from studies.what_if import what_if as answers
 
     options.check_sizes(tokens=tokens, sequence_length=sequence_length)
+    options.check_sizes(tokens=check_tokens, sequence_length=sequence_length)
+    increase = plan_tables.fraction(max_perplexity_increase, "--max-perplexity-increase")
+    axes = None if front is None else plan_tables.axes_of(front)
+    limits = plan_tables.memory_limits_of(max_memory)
     choices = tuple(precision.name for precision in options.precisions_of(precisions))
     study = Study(
         name="plan",
@@ -116,7 +148,12 @@ def plan(
         granularity=granularity,
         metric=metric,
         seed=seed,
-        quality=QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length),
+        quality=QualitySpec(
+            corpus=corpus,
+            tokens=check_tokens,
+            sensitivity_tokens=tokens,
+            sequence_length=sequence_length,
+        ),
         grid_g_per_kwh=grid,
         layer_times=None if layer_times is None else str(layer_times),
         layer_time_model=options.layer_time_method(layer_time_model),
@@ -135,8 +172,14 @@ def plan(
     )
     layout = plan_layout.layout_options(tensor_parallel, replicas, pools, chunk, offload, study.workload)
     if layout is not None:
-        if what_if:
-            raise ConfigError("goes with a single pipeline of single devices only", path="--what-if")
+        for name, given in (
+            ("--what-if", what_if),
+            ("--baselines", baselines),
+            ("--front", front),
+            ("--max-perplexity-increase", increase),
+        ):
+            if given:
+                raise ConfigError("goes with a single pipeline of single devices only", path=name)
         with ConsoleProgress() as progress:
             planned = best_layout(
                 study,
@@ -146,6 +189,7 @@ def plan(
                 theta_s=theta,
                 time_limit_s=time_limit,
                 goal=goal,
+                memory_limits=limits,
             )
         whole = plan_layout.layout_document(planned, study.workload)
         _write(out, whole)
@@ -154,21 +198,92 @@ def plan(
             return
         plan_layout.show_layout(planned, study.workload, WHAT[goal.objective])
         return
+    verified = None
     with ConsoleProgress() as progress:
-        found = fastest_plan(
-            study, progress, max_penalty=max_penalty, theta_s=theta, time_limit_s=time_limit, goal=goal
-        )
-    changes = found.what_if_lost() if what_if else []
+        if axes is not None:
+            _front(
+                setting_of(study, progress, limits),
+                goal,
+                axes,
+                progress,
+                front_points,
+                time_limit,
+                max_penalty,
+                out,
+                as_json=as_json,
+            )
+            return
+        if increase is not None:
+            verified = plan_within_perplexity(
+                study, progress, increase, goal=goal, time_limit_s=time_limit, memory_limits=limits
+            )
+            found = verified.planned
+        else:
+            found = fastest_plan(
+                study,
+                progress,
+                max_penalty=max_penalty,
+                theta_s=theta,
+                time_limit_s=time_limit,
+                goal=goal,
+                memory_limits=limits,
+            )
+        changes = answers(found, what_if)
+        rivals = published(found) if baselines else []
     document = _document(found.candidate)
+    if verified is not None:
+        document["perplexity"] = plan_tables.checks_document(verified)
     if what_if:
-        document["what_if"] = [_change(change) for change in changes]
+        document["what_if"] = [plan_tables.change_document(change) for change in changes]
+    if baselines:
+        document["baselines"] = [asdict(row) for row in rivals]
     _write(out, document)
     if as_json:
         emit_json(document)
         return
     _show(found.candidate, found.prepared, found.sensitivity, study, goal)
+    if verified is not None:
+        plan_tables.show_checks(verified)
     if what_if:
-        _show_changes(changes, found.candidate.solution)
+        plan_tables.show_changes(changes, found.candidate.solution)
+    if baselines:
+        plan_tables.show_baselines(rivals, found)
+
+
+def _front(
+    setting: Setting,
+    goal: Goal,
+    axes: tuple[Axis, ...],
+    progress: ConsoleProgress,
+    n_points: int,
+    time_limit_s: float,
+    max_penalty: float | None,
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    from studies.comparison import front_of
+    from studies.planning import uniform_penalty
+
+    if max_penalty is None and "quality" not in axes:
+        max_penalty = uniform_penalty(setting)
+    progress.step("solving the front")
+    rows = front_of(
+        setting,
+        replace(goal, max_penalty=max_penalty),
+        axes,
+        n_points=n_points,
+        time_limit_s=time_limit_s,
+        progress=progress.advance,
+    )
+    if not rows:
+        raise NoFeasiblePlan(setting.arranger.why_infeasible(max_penalty, goal))
+    document = {"model": setting.study.model, "axes": list(axes), "front": [asdict(row) for row in rows]}
+    _write(out, document)
+    if as_json:
+        emit_json(document)
+        return
+    plan_tables.show_front(rows, axes, setting.sensitivity.unit)
 
 
 def _write(out: Path | None, document: dict[str, Any]) -> None:
@@ -286,3 +401,4 @@ def _show_changes(changes: list[Change], before: Solution) -> None:
             (change.what, f"{solution.value:.4f}", worse, f"{gap:.1g}", moved, f"{solution.time_s:.2f} s")
         )
     table("What if", ("change", "value", "against the plan", "gap", "layers that change", "solved in"), rows)
+#####

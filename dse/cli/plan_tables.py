@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dse.partition.problem import Solution
     from dse.partition.what_if import Change
     from studies.accuracy import Verified
-    from studies.planning import Planned
     from studies.comparison import BaselineRow, FrontRow
+    from studies.planning import Planned
 
 AXIS_UNITS = {
     "quality": "",
@@ -45,6 +45,22 @@ def fraction(text: str | None, option: str) -> float | None:
     if not 0 < value < 100:
         raise ConfigError("a share such as 2% or 0.02 is needed", path=option, value=text)
     return value
+
+
+def memory_limits_of(texts: list[str]) -> dict[str, float]:
+    """Read ``10GB`` (every device) and ``NAME=8GiB`` (a device type or machine) into bytes.
+
+    Raises:
+        ConfigError: no such form.
+    """
+    from hardware_specs.units import to_si
+
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        number = size.rstrip("GMKTiBb ")
+        found[name] = to_si(number, size[len(number) :].strip(), "bytes", path="--max-memory")
+    return found
 
 
 def axes_of(text: str) -> tuple[Axis, ...]:

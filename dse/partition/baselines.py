@@ -123,7 +123,7 @@ def _least_bottleneck(
         blocked = np.append(0, np.cumsum(~problem.allowed[device, layers, choices]))
         room = problem.capacity_bytes[device] - problem.first_bytes * ends[0] - problem.last_bytes * ends[1]
         room += problem.tied_bytes * (len(order) == 1)
-        room -= 0.0 if problem.activation_bytes is None else problem.activation_bytes[p, d]
+        room -= 0.0 if problem.activation_bytes is None else problem.activation_bytes[p, d, device]
         extra = problem.first_prefill_s[p, device] * ends[0] + problem.last_prefill_s[p, device] * ends[1]
         hop = 0.0 if s == 0 else problem.hop_prefill_s[p, order[s - 1], device]
         stage = np.maximum(time[end] - time[start] + extra, hop)

@@ -134,7 +134,7 @@ def _spread_lane(factory: LaneFactory, devices: tuple[int, ...], p: int, d: int)
     one_choice[:, :, 0] = True
     room = problem.capacity_bytes[index].astype(float) * (1 + SLACK_FRAC)
     if problem.activation_bytes is not None:
-        room -= problem.activation_bytes[p, d]
+        room -= problem.activation_bytes[p, d, index]
     first_j, last_j = factory.ends_j(devices, p, d) if len(lane.extra) else (np.zeros(lane.n),) * 2
     return replace(
         lane,

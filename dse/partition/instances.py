@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,6 +62,58 @@ def llmpq_cluster3() -> PipelineProblem:
         output_tokens=100,
         allow_empty=False,
     )
+
+
+# measured layer times of the same cluster, published with LLM-PQ: ms, micro-batch 2, 4, 8; 3, 4, 8, 16 bits
+MEASURED_PREFILL_MS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "T4": (
+        (2226.458931, 2844.448304, 40.5836165, 67.00835228),
+        (4468.593407, 5654.017258, 81.82716966, 124.6872902),
+        (8890.639544, 11203.58102, 173.6923337, 262.5949144),
+    ),
+    "V100": (
+        (413.0125761, 555.6130171, 21.85966969, 16.05703831),
+        (829.2733431, 1112.234402, 41.45514965, 31.77056313),
+        (1663.913631, 2237.720752, 85.11660099, 75.61903),
+    ),
+}
+MEASURED_DECODE_MS = {  # micro-batch 8
+    "T4": (18.77187192, 23.80271256, 7.886072993, 7.772779465),
+    "V100": (4.653978348, 5.690550804, 8.077287674, 3.182959557),
+}
+MEASURED_LAYER_MIB = (757.0, *CLUSTER3_LAYER_MIB)
+MEASURED_FIRST_MIB = {2: 1403.0, 4: 1403.0, 8: 1872.0}  # at 8 the prefill's activations exceed the decode's
+
+
+def llmpq_measured(size: int) -> PipelineProblem:
+    """The same cluster with its measured layer times, for a prefill micro-batch of 2, 4 or 8."""
+    base = llmpq_cluster3()
+    types, n_layers = base.device_types, len(base.memory_bytes)
+    row = (2, 4, 8).index(size)
+
+    def layers(table: Mapping[str, tuple[float, ...]]) -> Array:
+        rows = np.array([table[kind] for kind in types]) / 1e3
+        return np.repeat(rows[None, :, None, :], n_layers, axis=2)
+
+    return replace(
+        base,
+        prefill_micro_batches=(size,),
+        prefill_s=layers({kind: rows[row] for kind, rows in MEASURED_PREFILL_MS.items()}),
+        decode_s=layers(MEASURED_DECODE_MS),
+        allowed=np.ones((4, n_layers, 4), dtype=bool),
+        memory_bytes=np.tile(MEASURED_LAYER_MIB, (n_layers, 1)) * MIB,
+        first_bytes=MEASURED_FIRST_MIB[size] * MIB,
+        penalty=np.zeros((n_layers, 4)),
+    )
+
+
+def allocation(n_units: int = 2000, seed: int = 0) -> tuple[Array, Array]:
+    """Return (U, 8) penalties and sizes in bytes of a seeded allocation, sizes of three kinds of linears."""
+    rng = np.random.default_rng(seed)
+    bits = np.array([2.25, 3.25, 4.25, 5.25, 6.25, 8.25, 9.0, 16.0])
+    weights = rng.choice([4096 * 4096, 4096 * 14336, 1024 * 4096], n_units).astype(np.float64)
+    lost = 4.0 ** (2 - bits) * (1 + 0.2 * rng.random((n_units, len(bits))))
+    return rng.lognormal(0, 1, (n_units, 1)) * lost, weights[:, None] * bits / 8
 
 
 def helix_nodes() -> tuple[NodeKind, ...]:

@@ -246,7 +246,7 @@ class LaneFactory:
         """
         shape = len(self.problem.prefill_micro_batches), len(self.problem.decode_micro_batches)
         active = self.problem.activation_bytes
-        least = np.zeros(shape) if active is None else active
+        least = np.zeros(shape) if active is None else active.sum(axis=2)
         counted = frozenset[Objective]() if self.quality_only else self.goal.quantities
         if not counted:
             p, d = divmod(int(np.argmin(least)), shape[1])

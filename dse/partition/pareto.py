@@ -1,7 +1,7 @@
 """The front over any of the planner's quantities, by epsilon constraints with a proof for every point.
 
-One axis is minimised, the others are bounded by a grid between their best value and the worst that the best
-plans of the other axes have. A plan that already keeps the bounds of a tighter cell answers that cell too.
+One axis is minimised, the others are bounded by a grid from above their best value up to the worst that the
+best plans of the other axes have. A plan that already keeps the bounds of a tighter cell answers that too.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def objective_front(
     axes = tuple(axes)
     minimised = next(axis for axis in axes if axis != "quality")
     others = tuple(axis for axis in axes if axis != minimised)
-    n_levels = max(2, round(n_points ** (1 / len(others))))
-    n_solves, began, done = len(axes) + n_levels ** len(others), time.monotonic(), 0
+    n_levels = max(1, round((n_points / (1 + ("quality" in axes))) ** (1 / len(others))))
+    n_cells = n_levels ** len(others) * (2 if "quality" in axes else 1)  # quality has twice the levels
+    n_solves, began, done = len(axes) + n_cells, time.monotonic(), 0
 
     def limits() -> Limits:
         left = max(time_limit_s - (time.monotonic() - began), 0.05)
@@ -137,12 +138,11 @@ def _point(
 
 
 def _levels(values: list[float], n_levels: int, axis: Axis) -> list[float]:
-    """Return ascending bounds from the best to the worst value: geometric for a penalty, else even."""
+    """Return ascending bounds above the best value, up to the worst: geometric for a penalty, else even."""
     low, high = min(values), max(values)
     if axis == "quality" and high > 0:
-        least = max(low, SPREAD * high)
-        return [low, *np.geomspace(least, high, n_levels)[1:].tolist()]
-    return np.linspace(low, high, n_levels).tolist()
+        return np.geomspace(max(low, SPREAD * high), high, 2 * n_levels + 1)[1:].tolist()
+    return np.linspace(low, high, n_levels + 1)[1:].tolist()
 
 
 def _bounded(goal: Goal, bounds: dict[Axis, float]) -> tuple[Goal, float | None]:
