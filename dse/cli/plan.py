@@ -369,36 +369,3 @@ def _energy(predicted: Predicted) -> str:
     if nothing_known and len(nothing_known) == len(predicted.memory_bytes):
         return "unknown energy"
     return f"{at_least(gaps)}{si(predicted.energy_j_per_token, 'J')}"
-
-
-def _change(change: Change) -> dict[str, Any]:
-    solution = change.solution
-    return {
-        "what": change.what,
-        "status": solution.status,
-        "value": solution.value,
-        "bound": solution.bound,
-        "gap_frac": solution.gap_frac,
-        "time_s": solution.time_s,
-        "moved_layers": list(change.moved_layers),
-        "moved_bytes": change.moved_bytes,
-        "binding": solution.binding,
-    }
-
-
-def _show_changes(changes: list[Change], before: Solution) -> None:
-    rows = []
-    for change in changes:
-        solution = change.solution
-        if solution.value is None or before.value is None:
-            rows.append((change.what, "no plan", "", "", "", f"{solution.time_s:.2f} s"))
-            note(f"{change.what}: {solution.binding}")
-            continue
-        gap = 0.0 if solution.gap_frac is None else solution.gap_frac
-        worse = f"{solution.value / before.value - 1:+.1%}"
-        moved = f"{len(change.moved_layers)} ({si(change.moved_bytes, 'B')})"
-        rows.append(
-            (change.what, f"{solution.value:.4f}", worse, f"{gap:.1g}", moved, f"{solution.time_s:.2f} s")
-        )
-    table("What if", ("change", "value", "against the plan", "gap", "layers that change", "solved in"), rows)
-#####
