@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,8 @@ from dse.errors import ConfigError, NoFeasiblePlan
 from dse.formats.grammar import parse_precision
 from dse.graph.cache import load_graph
 from dse.graph.operator import OperatorGraph
-from dse.graph.units import units_of
+from dse.graph.units import Unit, units_of
+from dse.sensitivity.table import SensitivityTable
 from hardware_specs.catalogue import Catalogue, load_catalogue
 from hardware_specs.loader import load_runtime
 from hardware_specs.spec import RuntimeProfile
@@ -221,13 +223,15 @@ def _market(
         study.max_perplexity_frac,
     )
     progress.step("building replicas on every machine")
-    bits = uniform_bits(units, [parse_precision(text) for text in study.precisions])
+    sensitivity = None if study.sensitivity is None else read_sensitivity(Path(study.sensitivity), units)
+    precisions = [parse_precision(text) for text in study.precisions]
+    bits = uniform_bits(units, precisions, sensitivity)
     options, absent = replica_options(building, bits, progress.advance)
     for entry in study.mixed:
         progress.step(f"planning mixes of {entry.low} and {entry.high}")
         low, high = parse_precision(entry.low), parse_precision(entry.high)
         more, missing = planned_options(
-            building, low, high, entry.budget_frac, load, progress=progress.advance
+            building, low, high, entry.budget_frac, load, sensitivity, progress.advance
         )
         options, absent = options + more, absent + missing
     if not options:
@@ -239,6 +243,26 @@ def _market(
         "energy" if study.objective == "energy" else "carbon" if study.objective == "carbon" else "cost"
     )
     return Market.of(catalogue, options, load, terms=terms, objective=objective), absent
+
+
+def read_sensitivity(path: Path, units: Sequence[Unit]) -> SensitivityTable:
+    """Return the table of a file that ``dse sensitivity --json`` wrote, for these units.
+
+    Raises:
+        ConfigError: it cannot be read, is no such table, or is of other units.
+    """
+    try:
+        table = SensitivityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = error.strerror if isinstance(error, OSError) else f"is not a sensitivity table ({error})"
+        raise ConfigError(f"{text}", file=str(path)) from error
+    if table.units != tuple(unit.name for unit in units):
+        raise ConfigError(
+            f"has {len(table.units)} units from {table.units[0]} on, but the study has {len(units)} "
+            f"from {units[0].name} on",
+            file=str(path),
+        )
+    return table
 
 
 def catalogue_json(catalogue: Catalogue) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class CapacityStudy:
     objective: str = "cost"
     max_usd_per_h: float | None = None
     max_perplexity_frac: float | None = None
+    sensitivity: str | None = None
     spot: bool = False
     separate_pools: bool = False
     growth_per_year_frac: float = 0.5
@@ -116,6 +117,7 @@ class CapacityStudy:
             "objective": self.objective,
             "max_usd_per_h": self.max_usd_per_h,
             "max_perplexity_frac": self.max_perplexity_frac,
+            "sensitivity": self.sensitivity,
             "spot": self.spot,
             "separate_pools": self.separate_pools,
             "growth_per_year_frac": self.growth_per_year_frac,
@@ -200,6 +202,7 @@ class _StudyFile(Closed):
     objective: str = Field(default="cost", pattern="^(cost|energy|carbon|service)$")
     max_usd_per_h: float | None = Field(default=None, gt=0)
     max_perplexity_frac: float | None = Field(default=None, ge=0)
+    sensitivity: str | None = None
     spot: bool = False
     separate_pools: bool = False
     growth_per_year_frac: float = Field(default=0.5, gt=-1)
@@ -265,6 +268,7 @@ def parse_capacity_study(content: object, file: str, folder: Path) -> CapacitySt
         objective=document.objective,
         max_usd_per_h=document.max_usd_per_h,
         max_perplexity_frac=document.max_perplexity_frac,
+        sensitivity=None if document.sensitivity is None else str(folder / document.sensitivity),
         spot=document.spot,
         separate_pools=document.separate_pools,
         growth_per_year_frac=document.growth_per_year_frac,

@@ -123,6 +123,9 @@ def quality_of(chosen: Sequence[Precision], sensitivity: SensitivityTable | None
         return QualityClaim(None, "unknown", "no sensitivities: an architecture without weights")
     if sensitivity.unit != "nats":
         return QualityClaim(None, "unknown", f"{sensitivity.metric} does not predict perplexity")
+    for precision in chosen:
+        if precision not in sensitivity.precisions:
+            return QualityClaim(None, "unknown", f"no sensitivities for {precision.name}")
     columns = [sensitivity.precisions.index(precision) for precision in chosen]
     kl_nats = float(sensitivity.penalty[np.arange(len(columns)), columns].sum())
     return QualityClaim(float(np.expm1(kl_nats)), "predicted", f"additive {sensitivity.metric}")

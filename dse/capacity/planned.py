@@ -41,6 +41,8 @@ def planned_options(
         progress: called with (done, all).
     """
     pair = (low, high)
+    if sensitivity is not None and not set(pair) <= set(sensitivity.precisions):
+        sensitivity = None
     table = noise_table(building.graph, building.units, pair) if sensitivity is None else sensitivity
     of_low, of_high = (float(table.penalty[:, table.precisions.index(precision)].sum()) for precision in pair)
     bound = of_high + budget_frac * (of_low - of_high)

@@ -49,6 +49,9 @@ def capacity(
     max_perplexity: float | None = typer.Option(
         None, "--max-perplexity", help="Largest growth of the perplexity as a share, e.g. 0.01."
     ),
+    sensitivity: Path | None = typer.Option(
+        None, "--sensitivity", help="JSON of dse sensitivity --metric kl, from which quality is predicted."
+    ),
     spot: bool | None = typer.Option(None, "--spot/--on-demand", help="Rent at spot prices where known."),
     separate_pools: bool | None = typer.Option(
         None, "--separate-pools/--one-pool", help="Prefill and decode may have machines of their own."
@@ -72,6 +75,7 @@ def capacity(
     asked = _changed(asked, catalogue, trace, rate, duration, level, precisions, objective, budget)
     changes = {
         "max_perplexity_frac": max_perplexity,
+        "sensitivity": None if sensitivity is None else str(sensitivity),
         "spot": spot,
         "separate_pools": separate_pools,
         "growth_per_year_frac": growth,

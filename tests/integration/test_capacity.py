@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from dse.cli.main import app
 from dse.errors import ConfigError, NoFeasiblePlan
+from dse.formats.grammar import parse_precision
+from dse.graph.cache import load_graph
+from dse.graph.units import units_of
+from dse.sensitivity.noise import noise_table
 from reports.capacity import render_capacity_report
 from studies import capacity_run
+from studies.catalogue import resolve_model
 from tests.capacity_case import write_case
 
 RUNNER = CliRunner()
@@ -66,6 +73,31 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "no fleet below" in done.stdout
     with pytest.raises(ConfigError, match="of another study"):
         run(str(study), "-o", str(out), "--resume", "--rate", "9")
+
+
+def test_quality_decides_which_replicas_there_are(tmp_path: Path) -> None:
+    """A table in which int8 costs 0.1 % a layer: 16 layers are within +2 %, not within +1 %."""
+    graph = load_graph(resolve_model("llama-3.2-1b"))
+    units = units_of(graph, "block")
+    choices = (parse_precision("bf16"), parse_precision("int8_row"))
+    table = replace(
+        noise_table(graph, units, choices), unit="nats", metric="kl", penalty=np.tile([0.0, 1e-3], (16, 1))
+    )
+    file = tmp_path / "kl.json"
+    file.write_text(json.dumps(table.to_json()))
+    study = write_case(tmp_path)
+    kept = {}
+    for most in ("0.02", "0.01"):
+        asked = ("--sensitivity", str(file), "--max-perplexity", most, "--ask", "none", "--json")
+        document = json.loads(run(str(study), *asked).stdout)
+        kept[most] = {entry["name"] for entry in document["absent"]}
+        claims = [group["quality"]["perplexity_frac"] for group in document["fleet"]["groups"]]
+        assert all(claim is not None and claim <= float(most) for claim in claims)
+    assert not kept["0.02"]
+    assert kept["0.01"] == {"small int8_row/bf16/bf16", "large int8_row/bf16/bf16"}
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="is not a sensitivity table"):
+        run(str(study), "--sensitivity", str(file))
 
 
 def test_the_best_service_within_a_budget(tmp_path: Path) -> None:
