@@ -11,7 +11,7 @@ import numpy as np
 
 from cost_models.pricing import price
 from dse.calibrate.rows import matmul_rows
-from dse.evaluate.build import build_cost_table
+from dse.evaluate.build import CostModel, build_cost_table
 from dse.evaluate.kernel_path import supports
 from dse.evaluate.lowering import lower
 from dse.formats.grammar import parse_precision
@@ -34,6 +34,8 @@ class Speed:
         operator_s: one matrix product, priced together with 4096 others.
         table_s: a whole cost table of ``n_points`` workload points (micro-batch sizes) at once.
         point_s: of it, one point: prefill and decode of every layer in every precision.
+        alone_s: one point asked for alone, of a model whose operators and kernels are looked up already;
+            first_s: with looking them up.
         loop_s: one point with each layer, precision and phase priced on its own.
     """
 
@@ -45,6 +47,8 @@ class Speed:
     operator_s: float
     table_s: float
     point_s: float
+    alone_s: float
+    first_s: float
     loop_s: float
 
     @property
@@ -77,6 +81,8 @@ def measure_speed(graph: OperatorGraph, spec: HardwareSpec, names: Sequence[str]
     def table() -> object:
         return build_cost_table(graph, units, precisions, specs, workload, MICRO_BATCHES)
 
+    model = CostModel(graph, units, tuple(precisions), specs)
+    model.table(workload, (1,))
     table_s = shortest_s(table)
     return Speed(
         graph.model,
@@ -87,6 +93,8 @@ def measure_speed(graph: OperatorGraph, spec: HardwareSpec, names: Sequence[str]
         _operator_s(spec),
         table_s,
         table_s / len(MICRO_BATCHES),
+        shortest_s(lambda: model.table(workload, (1,))),
+        shortest_s(lambda: build_cost_table(graph, units, precisions, specs, workload, (1,))),
         shortest_s(lambda: _one_by_one(graph, spec, precisions, workload), 2),
     )
 

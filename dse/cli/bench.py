@@ -160,5 +160,8 @@ def speed(
     )
     typer.echo(f"one operator {si(found.operator_s, 's')}, one workload point {si(found.point_s, 's')}")
     typer.echo(
+        f"a point asked for alone {si(found.alone_s, 's')}, the first one of a model {si(found.first_s, 's')}"
+    )
+    typer.echo(
         f"the table {si(found.table_s, 's')}; one by one {si(found.loop_s, 's')} a point: {found.ratio:.0f} x"
     )

@@ -7,6 +7,8 @@ matrix that says which operator belongs to which unit turns operator costs into 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from cost_models.work import Floats
 from dse.errors import ConfigError
 from dse.evaluate.beside import NO_EXTRAS, Extras
 from dse.evaluate.cost_table import Array, CostTable
-from dse.evaluate.device_costs import prepare, price_device
+from dse.evaluate.device_costs import DeviceWays, device_ways, price_device
 from dse.evaluate.footprint import (
     activation_peak_elements,
     block_fixed_bytes,
@@ -27,6 +29,7 @@ from dse.evaluate.footprint import (
 from dse.evaluate.fusion import with_fused_norms
 from dse.evaluate.kernel_path import float_kind
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES
+from dse.evaluate.prepared import FixedParts, fixed_parts, prepare
 from dse.evaluate.sizes import Sizes, decode_contexts
 from dse.evaluate.stack import OpStack
 from dse.evaluate.tensor_parallel import TensorGroup, kv_copies
@@ -35,6 +38,131 @@ from dse.graph.operator import Attention, OperatorGraph
 from dse.graph.units import Unit
 from dse.graph.workload import Workload
 from hardware_specs.spec import HardwareSpec, RuntimeProfile
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """A model in some precisions on some devices, looked up once: tables of many workloads take less each.
+
+    The fields are the arguments of ``build_cost_table``.
+    """
+
+    graph: OperatorGraph
+    units: tuple[Unit, ...]
+    precisions: tuple[Precision, ...]
+    specs: Mapping[str, HardwareSpec]
+    groups: tuple[TensorGroup, ...] = ()
+    runtime: RuntimeProfile | None = None
+    extras: Extras = NO_EXTRAS
+
+    @cached_property
+    def fused(self) -> OperatorGraph:
+        """The graph as the runtime fuses it."""
+        return with_fused_norms(self.graph, self.runtime)
+
+    @cached_property
+    def fixed(self) -> FixedParts:
+        """What no size changes."""
+        return fixed_parts(self.fused, self.units, self.precisions, self.runtime, self.extras)
+
+    @cached_property
+    def members(self) -> tuple[tuple[HardwareSpec, TensorGroup | None], ...]:
+        """Devices and groups in the order of the device axis."""
+        alone = tuple((spec, None) for spec in self.specs.values())
+        return (*alone, *((group.spec, group) for group in self.groups))
+
+    @cached_property
+    def ways(self) -> tuple[DeviceWays, ...]:
+        """The kernels of each member for each precision."""
+        return tuple(device_ways(spec, self.precisions) for spec, _ in self.members)
+
+    def table(self, workload: Workload, micro_batches: Sequence[int], n_chunks: int = 1) -> CostTable:
+        """Return the dense table of a workload (see ``build_cost_table``)."""
+        _check(self.precisions, self.specs, micro_batches)
+        _check_chunks(self.graph, n_chunks)
+        graph, precisions, specs, units = self.fused, self.precisions, self.specs, self.units
+        overhead_s = 0.0 if self.runtime is None else self.runtime.step_overhead_s
+        sizes = Sizes(
+            float(workload.prompt_tokens),
+            np.asarray(micro_batches, dtype=np.float64),
+            decode_contexts(workload),
+            n_chunks,
+        )
+        prepared = prepare(self.fixed, sizes)
+        stack = prepared.stack
+        devices = [
+            price_device(spec, graph, prepared, precisions, sizes, group, self.extras, ways)
+            for (spec, group), ways in zip(self.members, self.ways, strict=True)
+        ]
+        names = (*specs, *(group.name for group in self.groups))
+        members = [(spec, 1 if group is None else group.degree) for spec, group in self.members]
+        unit, layer, first, last = (
+            np.stack([getattr(device, part) for device in devices], axis=3)
+            for part in ("unit", "layer", "first", "last")
+        )
+        provenance = devices[0].provenance
+        for device in devices[1:]:
+            provenance = join_provenance(provenance, device.provenance)
+        static = [spec.power.static_w for spec, _ in members]
+        edges = edge_bytes(graph)
+        return CostTable(
+            units=tuple(units),
+            devices=names,
+            precisions=tuple(precisions),
+            micro_batches=tuple(micro_batches),
+            supported=np.array([[reason is None for reason in device.reasons] for device in devices]),
+            reasons={
+                (name, precision.name): reason
+                for name, device in zip(names, devices, strict=True)
+                for precision, reason in zip(precisions, device.reasons, strict=True)
+                if reason is not None
+            },
+            unit_time_s=unit[0],
+            unit_energy_j=unit[1],
+            layer_time_s=layer[0],
+            layer_energy_j=layer[1],
+            first_time_s=first[0] + overhead_s,
+            first_energy_j=first[1],
+            last_time_s=last[0],
+            last_energy_j=last[1],
+            unit_span_s=unit[2:],
+            layer_span_s=layer[2:],
+            first_span_s=first[2:] + overhead_s,
+            last_span_s=last[2:],
+            unit_weight_bytes=stack.linear_of_unit @ prepared.stored,
+            unit_kv_bytes_per_token=stack.attention_of_unit
+            @ _kv_bytes(stack.attentions, precisions, workload.total_context),
+            kv_copies=np.stack([_kv_copies(stack, degree) for _, degree in members]),
+            layer_fixed_bytes=np.array([block_fixed_bytes(block) for block in graph.blocks])[
+                stack.template_of_layer
+            ],
+            layer_state_bytes=np.array([block_state_bytes(block) for block in graph.blocks])[
+                stack.template_of_layer
+            ],
+            first_bytes=edges.first,
+            last_bytes=edges.last,
+            tied_bytes=edges.tied,
+            activation_bytes=_per_phase(
+                sizes, lambda batch, query, context: activation_peak_elements(graph, batch, query, context)
+            ),
+            hop_bytes=_per_phase(
+                sizes,
+                lambda batch, query, context: batch * _crossing(graph, query, context) * graph.hidden_size,
+            ),
+            reserve_bytes=np.array([spec.reserve_bytes for spec, _ in members]),
+            static_w=np.array([(value or 0.0) * n for value, (_, n) in zip(static, members, strict=True)]),
+            energy_gaps=tuple(energy_gaps(spec, float_kind(spec)) for spec, _ in members),
+            provenance=provenance,
+            n_chunks=n_chunks,
+        )
+
+
+def _check_chunks(graph: OperatorGraph, n_chunks: int) -> None:
+    attentions = [op.attention for block in graph.blocks for op in block.ops if op.attention is not None]
+    if n_chunks > 1 and not all(attention.causal for attention in attentions):
+        raise ConfigError(
+            f"{graph.model} attends in both directions, so its prefill has no chunks", path="chunk"
+        )
 
 
 def build_cost_table(
@@ -70,94 +198,8 @@ def build_cost_table(
             model's prefill cannot be cut into chunks.
         UnsupportedOnDevice: a device cannot even run the unquantized parts.
     """
-    _check(precisions, specs, micro_batches)
-    _check_chunks(graph, n_chunks)
-    sizes = Sizes(
-        float(workload.prompt_tokens),
-        np.asarray(micro_batches, dtype=np.float64),
-        decode_contexts(workload),
-        n_chunks,
-    )
-    graph = with_fused_norms(graph, runtime)
-    overhead_s = 0.0 if runtime is None else runtime.step_overhead_s
-    prepared = prepare(graph, units, precisions, sizes, runtime, extras)
-    stack = prepared.stack
-    devices = [
-        price_device(spec, graph, prepared, precisions, sizes, group, extras)
-        for spec, group in (
-            *((spec, None) for spec in specs.values()),
-            *((group.spec, group) for group in groups),
-        )
-    ]
-    names = (*specs, *(group.name for group in groups))
-    members = [*((spec, 1) for spec in specs.values()), *((group.spec, group.degree) for group in groups)]
-    unit, layer, first, last = (
-        np.stack([getattr(device, part) for device in devices], axis=3)
-        for part in ("unit", "layer", "first", "last")
-    )
-    provenance = devices[0].provenance
-    for device in devices[1:]:
-        provenance = join_provenance(provenance, device.provenance)
-    static = [spec.power.static_w for spec, _ in members]
-    edges = edge_bytes(graph)
-    return CostTable(
-        units=tuple(units),
-        devices=names,
-        precisions=tuple(precisions),
-        micro_batches=tuple(micro_batches),
-        supported=np.array([[reason is None for reason in device.reasons] for device in devices]),
-        reasons={
-            (name, precision.name): reason
-            for name, device in zip(names, devices, strict=True)
-            for precision, reason in zip(precisions, device.reasons, strict=True)
-            if reason is not None
-        },
-        unit_time_s=unit[0],
-        unit_energy_j=unit[1],
-        layer_time_s=layer[0],
-        layer_energy_j=layer[1],
-        first_time_s=first[0] + overhead_s,
-        first_energy_j=first[1],
-        last_time_s=last[0],
-        last_energy_j=last[1],
-        unit_span_s=unit[2:],
-        layer_span_s=layer[2:],
-        first_span_s=first[2:] + overhead_s,
-        last_span_s=last[2:],
-        unit_weight_bytes=stack.linear_of_unit @ prepared.stored,
-        unit_kv_bytes_per_token=stack.attention_of_unit
-        @ _kv_bytes(stack.attentions, precisions, workload.total_context),
-        kv_copies=np.stack([_kv_copies(stack, degree) for _, degree in members]),
-        layer_fixed_bytes=np.array([block_fixed_bytes(block) for block in graph.blocks])[
-            stack.template_of_layer
-        ],
-        layer_state_bytes=np.array([block_state_bytes(block) for block in graph.blocks])[
-            stack.template_of_layer
-        ],
-        first_bytes=edges.first,
-        last_bytes=edges.last,
-        tied_bytes=edges.tied,
-        activation_bytes=_per_phase(
-            sizes, lambda batch, query, context: activation_peak_elements(graph, batch, query, context)
-        ),
-        hop_bytes=_per_phase(
-            sizes,
-            lambda batch, query, context: batch * _crossing(graph, query, context) * graph.hidden_size,
-        ),
-        reserve_bytes=np.array([spec.reserve_bytes for spec, _ in members]),
-        static_w=np.array([(value or 0.0) * n for value, (_, n) in zip(static, members, strict=True)]),
-        energy_gaps=tuple(energy_gaps(spec, float_kind(spec)) for spec, _ in members),
-        provenance=provenance,
-        n_chunks=n_chunks,
-    )
-
-
-def _check_chunks(graph: OperatorGraph, n_chunks: int) -> None:
-    attentions = [op.attention for block in graph.blocks for op in block.ops if op.attention is not None]
-    if n_chunks > 1 and not all(attention.causal for attention in attentions):
-        raise ConfigError(
-            f"{graph.model} attends in both directions, so its prefill has no chunks", path="chunk"
-        )
+    model = CostModel(graph, tuple(units), tuple(precisions), specs, tuple(groups), runtime, extras)
+    return model.table(workload, micro_batches, n_chunks)
 
 
 def _check(

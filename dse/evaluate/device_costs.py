@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -22,29 +21,21 @@ from dse.evaluate.beside import (
     outlier_works,
     quantize_work,
     rotation_works,
-    scaled_sums_per_output,
 )
 from dse.evaluate.cost_table import Array
-from dse.evaluate.fusion import launch_shares
 from dse.evaluate.kernel_path import LinearPath, float_kind, linear_path, supports
 from dse.evaluate.lowering import (
-    BITS_PER_BYTE,
     SIXTEEN_BIT_BYTES,
-    active_frac,
     active_matrices,
     attention_work,
-    elementwise_work,
     linear_rows,
     linear_work,
     lower,
-    nothing,
     programmable,
-    read_weight_bytes,
     runs,
-    weight_bytes,
 )
+from dse.evaluate.prepared import EdgeParts, Prepared, stacked
 from dse.evaluate.sizes import PhaseSizes, Sizes
-from dse.evaluate.stack import OpStack
 from dse.evaluate.tensor_parallel import (
     TensorGroup,
     all_reduce_costs,
@@ -54,135 +45,14 @@ from dse.evaluate.tensor_parallel import (
 )
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import NumberFormat, Precision
-from dse.formats.storage import row_bits
-from dse.graph.operator import Attention, Block, Op, OperatorGraph
-from dse.graph.units import Unit
-from hardware_specs.spec import HardwareSpec, RuntimeProfile
+from dse.graph.operator import Attention, OperatorGraph
+from hardware_specs.spec import HardwareSpec
 
 UNQUANTIZED = parse_precision("bf16/bf16/bf16")
 """Precision of everything that no unit decides on: embedding, norms, output head."""
 
 
 N_COSTS = 4
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is the same on every device.
-
-    ``rows`` (P, M, O) tokens of each linear; ``stored`` (O, Q) weight bytes; ``row_bytes`` (O, Q) one row of
-    activations; ``used`` (P, M, O) the share of its matrices that a linear reads, 1 without experts and 0 in
-    a phase that does not run it, and ``matrices`` (O,) how many there are; ``launches`` (O,) kernel
-    launches, which is also the share of the reading of its input; ``read`` (O, Q) what a product reads of
-    the stored bytes and ``sums`` (O, Q) what it computes beside each output; ``elementwise`` the (P, M, E)
-    work of element-wise operators.
-    """
-
-    stack: OpStack
-    rows: Array
-    stored: Array
-    read: Array
-    sums: Array
-    row_bytes: Array
-    used: Array
-    matrices: Array
-    launches: Array
-    elementwise: Work | None
-
-
-def prepare(
-    graph: OperatorGraph,
-    units: Sequence[Unit],
-    precisions: Sequence[Precision],
-    sizes: Sizes,
-    runtime: RuntimeProfile | None = None,
-    extras: Extras = NO_EXTRAS,
-) -> Prepared:
-    """Evaluate all sizes, which no device changes; ``runtime`` says which linears share a launch.
-
-    ``extras`` says what is stored beside weights.
-
-    Raises:
-        ConfigError: a linear belongs to no unit or to two.
-    """
-    stack = OpStack.of(graph, units)
-    phases = sizes.of_phases()
-    rows = [
-        [linear_rows(op, batch, query, context) for op in stack.linears]
-        for _, batch, query, context in phases
-    ]
-    used = [
-        [
-            np.broadcast_to(active_frac(op, batch, query) * runs(op, phase), np.shape(batch))
-            for op in stack.linears
-        ]
-        for phase, batch, query, _ in phases
-    ]
-    matrices = [1 if op.experts is None else op.experts.n_experts for op in stack.linears]
-    stored, read, sums = (
-        np.array([[of(op, precision) for precision in precisions] for op in stack.linears], dtype=np.float64)
-        for of in (partial(_stored_bytes, extras), _read_bytes, _sums)
-    )
-    row_bytes = [
-        [row_bits(precision.activations, op.weight_shape[1]) / BITS_PER_BYTE for precision in precisions]
-        for op in stack.linears
-        if op.weight_shape is not None
-    ]
-    elementwise = _stack_works(
-        [
-            [
-                elementwise_work(op, "", batch, query, context) if runs(op, phase) else nothing("")
-                for op in stack.others
-            ]
-            for phase, batch, query, context in phases
-        ]
-    )
-    n_linears, n_precisions = len(stack.linears), len(precisions)
-    return Prepared(
-        stack,
-        np.moveaxis(np.asarray(rows, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
-        stored.reshape(n_linears, n_precisions),
-        read.reshape(n_linears, n_precisions),
-        sums.reshape(n_linears, n_precisions),
-        np.asarray(row_bytes, dtype=np.float64).reshape(n_linears, n_precisions),
-        np.moveaxis(np.asarray(used, dtype=np.float64).reshape(2, n_linears, -1), 1, 2),
-        np.asarray(matrices, dtype=np.float64),
-        np.array([share for block in graph.blocks for share in launch_shares(block, runtime).values()]),
-        elementwise,
-    )
-
-
-def _stored_bytes(extras: Extras, op: Op, precision: Precision) -> float:
-    return weight_bytes(op, precision.weights, extras)
-
-
-def _read_bytes(op: Op, precision: Precision) -> float:
-    return read_weight_bytes(op, precision.weights)
-
-
-def _sums(op: Op, precision: Precision) -> float:
-    inputs = 1 if op.weight_shape is None else op.weight_shape[1]
-    return scaled_sums_per_output(precision.weights, precision.activations, inputs)
-
-
-def _stack_works(works: list[list[Work]]) -> Work | None:
-    """Join P lists of E works, each over (M,), into one over (P, M, E)."""
-    if not works[0]:
-        return None
-    shape = np.shape(works[0][0].read_bytes)
-    vector_flop, read_bytes, write_bytes, n_launches = (
-        np.moveaxis(
-            np.array([[np.broadcast_to(getattr(w, name), shape) for w in phase] for phase in works]), 1, -1
-        )
-        for name in ("vector_flop", "read_bytes", "write_bytes", "n_launches")
-    )
-    return replace(
-        works[0][0],
-        vector_flop=vector_flop,
-        read_bytes=read_bytes,
-        write_bytes=write_bytes,
-        n_launches=n_launches,
-    )
 
 
 @dataclass(frozen=True)
@@ -195,6 +65,32 @@ class DeviceCosts:
     first: Array
     last: Array
     provenance: Provenance
+
+
+@dataclass(frozen=True)
+class DeviceWays:
+    """Which kernels a device has for each precision, independent of sizes.
+
+    ``reasons`` (Q,) why a precision does not run, None where it does: those are ``chosen``; ``linear`` and
+    ``kv`` list them by the kernel of linears and by the format of the cache.
+    """
+
+    reasons: tuple[str | None, ...]
+    chosen: tuple[int, ...]
+    linear: tuple[tuple[LinearPath, list[int]], ...]
+    kv: tuple[tuple[NumberFormat, list[int]], ...]
+
+
+def device_ways(spec: HardwareSpec, precisions: Sequence[Precision]) -> DeviceWays:
+    """Look up the kernels of a device for each precision."""
+    reasons = tuple(supports(spec, precision) for precision in precisions)
+    chosen = tuple(q for q, reason in enumerate(reasons) if reason is None)
+    linear: dict[LinearPath, list[int]] = {}
+    kv: dict[NumberFormat, list[int]] = {}
+    for q in chosen:
+        linear.setdefault(linear_path(spec, precisions[q]), []).append(q)
+        kv.setdefault(precisions[q].kv, []).append(q)
+    return DeviceWays(reasons, chosen, tuple(linear.items()), tuple(kv.items()))
 
 
 class _Pricer:
@@ -228,18 +124,19 @@ def price_device(
     sizes: Sizes,
     group: TensorGroup | None = None,
     extras: Extras = NO_EXTRAS,
+    ways: DeviceWays | None = None,
 ) -> DeviceCosts:
     """Price everything on one device, or on a group of them that shares every layer.
 
     Times of a group are those of each of its devices and of their all-reduces; energies are of all of them.
+    ``ways`` are those of ``device_ways``, where they are known already.
     """
     degree = 1 if group is None else group.degree
     pricer = _Pricer(spec, degree)
-    reasons = tuple(supports(spec, precision) for precision in precisions)
-    chosen = [q for q, reason in enumerate(reasons) if reason is None]
+    ways = device_ways(spec, precisions) if ways is None else ways
     stack = prepared.stack
-    linear = _linear_costs(pricer, prepared, precisions, chosen, extras)
-    attention = _attention_costs(pricer, stack.attentions, precisions, chosen, sizes)
+    linear = _linear_costs(pricer, prepared, precisions, ways, extras)
+    attention = _attention_costs(pricer, stack.attentions, len(precisions), ways, sizes)
     per_template = np.zeros((*linear.shape[:3], len(graph.blocks)))
     if prepared.elementwise is not None:
         work = replace(prepared.elementwise, compute=float_kind(spec))
@@ -253,11 +150,11 @@ def price_device(
     # only the last pass of a prompt needs the head
     passes = np.array([sizes.n_chunks, 1.0])[:, None]
     return DeviceCosts(
-        reasons,
+        ways.reasons,
         stack.linear_of_unit @ linear + stack.attention_of_unit @ attention,
         per_template[..., stack.template_of_layer],
-        _edge_costs(pricer, graph.prologue, sizes.of_phases()),
-        _edge_costs(pricer, graph.epilogue, sizes.of_epilogue()) / passes,
+        _edge_costs(pricer, prepared.fixed.first, sizes.of_phases()),
+        _edge_costs(pricer, prepared.fixed.last, sizes.of_epilogue()) / passes,
         pricer.provenance,
     )
 
@@ -308,7 +205,7 @@ def _linear_costs(
     pricer: _Pricer,
     prepared: Prepared,
     precisions: Sequence[Precision],
-    chosen: list[int],
+    ways: DeviceWays,
     extras: Extras,
 ) -> Array:
     """Return (4, P, M, O, Q): one pricing call per kernel path, for all operators and precisions of it."""
@@ -317,34 +214,31 @@ def _linear_costs(
     outputs, inputs = np.reshape(np.array(shape, dtype=np.float64), (-1, 2)).T[:, :, None]
     of_outputs, of_inputs = (part[:, None] for part in linear_parts(linears, pricer.n_devices))
     rows, used = prepared.rows[..., None], prepared.used[..., None]
-    matrices = used * prepared.matrices[:, None]
+    matrices = used * prepared.fixed.matrices[:, None]
     costs = np.zeros((N_COSTS, *prepared.rows.shape, len(precisions)))
-    groups: dict[LinearPath, list[int]] = {}
-    for q in chosen:
-        groups.setdefault(linear_path(pricer.spec, precisions[q]), []).append(q)
-    for path, members in groups.items():
+    for path, members in ways.linear:
         work = linear_work(
             path,
             rows,
             outputs * of_outputs * used,
             inputs * of_inputs,
-            prepared.read[:, members] * (used / pricer.n_devices),
-            prepared.row_bytes[:, members] * (of_inputs * matrices),
-            prepared.launches[:, None],
-            prepared.sums[:, members],
+            prepared.fixed.read[:, members] * (used / pricer.n_devices),
+            prepared.fixed.row_bytes[:, members] * (of_inputs * matrices),
+            prepared.fixed.launches[:, None],
+            prepared.fixed.sums[:, members],
         )
-        launches = prepared.launches[:, None] * (used > 0)
+        launches = prepared.fixed.launches[:, None] * (used > 0)
         work = replace(work, n_launches=launches)
         shape_of_costs = (*prepared.rows.shape, len(members))
         costs[..., members] = pricer(work, shape_of_costs)
         if path.quantizes_before and programmable(pricer.spec):
-            row_bytes = prepared.row_bytes[:, members] * of_inputs
+            row_bytes = prepared.fixed.row_bytes[:, members] * of_inputs
             work = quantize_work(
                 float_kind(pricer.spec), rows * matrices, inputs * of_inputs, row_bytes, launches
             )
             costs[..., members] += pricer(work, shape_of_costs)
     if extras.outliers is not None:
-        quantized = [q for q in chosen if extras.keeps(precisions[q].weights) is not None]
+        quantized = [q for q in ways.chosen if extras.keeps(precisions[q].weights) is not None]
         costs[..., quantized] += _outlier_costs(pricer, prepared, extras.outliers)[..., None]
     return costs
 
@@ -392,21 +286,14 @@ def _rotation_costs(
 
 
 def _attention_costs(
-    pricer: _Pricer,
-    attentions: Sequence[Attention],
-    precisions: Sequence[Precision],
-    chosen: list[int],
-    sizes: Sizes,
+    pricer: _Pricer, attentions: Sequence[Attention], n_precisions: int, ways: DeviceWays, sizes: Sizes
 ) -> Array:
     """Return (4, P, M, A, Q): one pair of pricing calls per operator and KV format, mean over contexts."""
     batch = sizes.micro_batches
-    costs = np.zeros((N_COSTS, 2, len(batch), len(attentions), len(precisions)))
-    groups: dict[NumberFormat, list[int]] = {}
-    for q in chosen:
-        groups.setdefault(precisions[q].kv, []).append(q)
+    costs = np.zeros((N_COSTS, 2, len(batch), len(attentions), n_precisions))
     for a, whole in enumerate(attentions):
         attention = attention_part(whole, pricer.n_devices)
-        for kv, members in groups.items():
+        for kv, members in ways.kv:
             prefill = attention_work(
                 attention, kv, pricer.spec, "prefill", batch[:, None], sizes.chunk, sizes.prefill_contexts
             )
@@ -420,14 +307,23 @@ def _attention_costs(
     return costs
 
 
-def _edge_costs(pricer: _Pricer, part: Block, phases: Sequence[PhaseSizes]) -> Array:
+def _edge_costs(pricer: _Pricer, edge: EdgeParts, phases: Sequence[PhaseSizes]) -> Array:
     """Return (4, P, M) of the unquantized operators before the first or after the last block."""
-    shape = phases[0][1].shape
-    total = np.zeros((N_COSTS, len(phases), *shape))
-    for p, (phase, batch, query, context) in enumerate(phases):
-        for op in part.ops:
-            work = lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)
-            if op.kind == "linear":
-                work = _part_of_head(work, pricer.n_devices)
-            total[:, p] += pricer(work, shape)
+    shape = (len(phases), *phases[0][1].shape)
+    total = np.zeros((N_COSTS, *shape))
+    wide = float_kind(pricer.spec)
+    if edge.elementwise.ops:
+        work = edge.elementwise.work(wide, phases)
+        total += pricer(work, (*shape, len(edge.elementwise.ops))).sum(axis=-1)
+    for op in edge.others:
+        works = [
+            lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)
+            for phase, batch, query, context in phases
+        ]
+        if op.kind == "linear" and all(runs(op, phase) for phase, *_ in phases):
+            joined = _part_of_head(stacked(works, phases[0][1].shape), pricer.n_devices)
+            total += pricer(joined, shape)
+            continue
+        for p, work in enumerate(works):
+            total[:, p] += pricer(work, shape[1:])
     return total

@@ -22,11 +22,12 @@ from cost_models.pricing import join_provenance, price
 from cost_models.work import Provenance, Work
 from dse.errors import ConfigError, UnsupportedOnDevice
 from dse.evaluate.cost_table import PHASES, Array
-from dse.evaluate.device_costs import DeviceCosts, prepare, price_device
+from dse.evaluate.device_costs import DeviceCosts, price_device
 from dse.evaluate.footprint import block_fixed_bytes, edge_bytes, kv_bytes_per_token
 from dse.evaluate.fusion import with_fused_norms
 from dse.evaluate.kernel_path import supports
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES, Phase, attention_work
+from dse.evaluate.prepared import FixedParts, fixed_parts, prepare
 from dse.evaluate.sizes import Sizes
 from dse.evaluate.tensor_parallel import TensorGroup, attention_part
 from dse.formats.precision import NumberFormat, Precision
@@ -58,12 +59,16 @@ class StageModel:
     last: bool
     runtime: RuntimeProfile | None = None
 
+    @cached_property
+    def fixed(self) -> FixedParts:
+        """What no size changes."""
+        return fixed_parts(self.graph, self.units, self.precisions, self.runtime)
+
     @property
     def weight_bytes(self) -> float:
         """Stored parameters of the stage, embedding and head included."""
-        sizes = Sizes(1.0, np.ones(1), np.ones(1))
-        prepared = prepare(self.graph, self.units, self.precisions, sizes)
-        of_unit = (prepared.stack.linear_of_unit @ prepared.stored)[range(len(self.units)), self.choice]
+        fixed = self.fixed
+        of_unit = (fixed.stack.linear_of_unit @ fixed.stored)[range(len(self.units)), self.choice]
         total = sum(self.counts[unit.layer] * of_unit[u] for u, unit in enumerate(self.units))
         blocks = zip(self.counts, self.graph.blocks, strict=True)
         total += sum(count * block_fixed_bytes(block) for count, block in blocks)
@@ -245,7 +250,7 @@ class StagePricer:
         one = np.ones_like(n)
         sizes = Sizes(1.0, n, np.ones(1)) if phase == "decode" else Sizes(n, one, np.ones(1))
         model = self.model
-        prepared = prepare(model.graph, model.units, model.precisions, sizes, model.runtime)
+        prepared = prepare(model.fixed, sizes)
         return price_device(self.spec, model.graph, prepared, model.precisions, sizes, self.group)
 
     def _cost(self, work: Work, shape: tuple[int, ...]) -> Array:

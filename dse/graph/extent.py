@@ -6,6 +6,7 @@ query = context = P, and a decode step after p cached tokens has query = 1 and c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -63,6 +64,38 @@ class Extent:
         return Extent.of(merged)
 
     __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class ExtentStack:
+    """Many extents, evaluated together: a matrix of coefficients times the monomials that occur.
+
+    Attributes:
+        powers: the monomials; ``coefficients``: (N, monomials).
+    """
+
+    powers: tuple[Powers, ...]
+    coefficients: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, extents: Sequence[Extent]) -> ExtentStack:
+        """Stack extents in order."""
+        powers = tuple(sorted({power for extent in extents for power, _ in extent.terms}))
+        column = {power: index for index, power in enumerate(powers)}
+        coefficients = np.zeros((len(extents), len(powers)))
+        for row, extent in enumerate(extents):
+            for power, coefficient in extent.terms:
+                coefficients[row, column[power]] = coefficient
+        return cls(powers, coefficients)
+
+    def __call__(self, batch: ArrayLike, query: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
+        """Evaluate; the arguments broadcast to a shape S, the result is (*S, N) float64."""
+        sizes = np.broadcast_arrays(*(np.asarray(a, dtype=np.float64) for a in (batch, query, context)))
+        if not self.powers:
+            return np.zeros((*sizes[0].shape, len(self.coefficients)))
+        terms = [sizes[0] ** i * sizes[1] ** j * sizes[2] ** k for i, j, k in self.powers]
+        found: NDArray[np.float64] = np.stack(terms, axis=-1) @ self.coefficients.T
+        return found
 
 
 def total(extents: tuple[Extent, ...] | list[Extent]) -> Extent:
