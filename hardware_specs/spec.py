@@ -291,19 +291,23 @@ class HardwareSpec:
         entry = self.path(kind)
         if self.incomplete_reason is not None:
             raise UnsupportedOnDevice(self.name, kind, known=[], reason=self.incomplete_reason)
-        rated = {e.kind for e in self.compute if e.dense_flop_per_s is not None}
-        usable = [e.kind for e in self.compute if rated & {e.kind, e.compute_as}]
         if entry.support == "unsupported":
             raise UnsupportedOnDevice(
-                self.name, kind, known=usable, reason=entry.reason or f"{kind} has no path"
+                self.name, kind, known=self._rated_kinds, reason=entry.reason or f"{kind} has no path"
             )
         if entry.support == "emulated" and entry.compute_as:
             return self.rate_flop_per_s(entry.compute_as)
         if entry.dense_flop_per_s is None:
             raise UnsupportedOnDevice(
-                self.name, kind, known=usable, reason=f"the {kind} rate is not published"
+                self.name, kind, known=self._rated_kinds, reason=f"the {kind} rate is not published"
             )
         return entry.dense_flop_per_s
+
+    @property
+    def _rated_kinds(self) -> list[str]:
+        """Kinds that run at a known rate."""
+        rated = {entry.kind for entry in self.compute if entry.dense_flop_per_s is not None}
+        return [entry.kind for entry in self.compute if rated & {entry.kind, entry.compute_as}]
 
     def kernel(self, name: str) -> KernelProfile:
         """Return a kernel profile by name; every loaded spec has all of ``KERNEL_NAMES``."""

@@ -90,11 +90,11 @@ class ExtentStack:
 
     def __call__(self, batch: ArrayLike, query: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
         """Evaluate; the arguments broadcast to a shape S, the result is (*S, N) float64."""
-        sizes = np.broadcast_arrays(*(np.asarray(a, dtype=np.float64) for a in (batch, query, context)))
-        if not self.powers:
-            return np.zeros((*sizes[0].shape, len(self.coefficients)))
-        terms = [sizes[0] ** i * sizes[1] ** j * sizes[2] ** k for i, j, k in self.powers]
-        found: NDArray[np.float64] = np.stack(terms, axis=-1) @ self.coefficients.T
+        b, q, c = (np.asarray(a, dtype=np.float64) for a in (batch, query, context))
+        terms = np.empty((*np.broadcast(b, q, c).shape, len(self.powers)))
+        for index, (i, j, k) in enumerate(self.powers):
+            terms[..., index] = b**i * q**j * c**k
+        found: NDArray[np.float64] = terms @ self.coefficients.T
         return found
 
 
