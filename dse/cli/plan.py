@@ -307,6 +307,7 @@ def _objective(name: str) -> Objective:
 
 def _document(candidate: Candidate) -> dict[str, Any]:
     solver = {**candidate.solver, "time_s": candidate.solution.time_s, "penalty": candidate.solution.penalty}
+    solver["all_orders"] = candidate.problem is None or candidate.problem.all_orders
     return {
         **candidate.plan.to_json(),
         "predicted": asdict(candidate.predicted),
@@ -354,6 +355,8 @@ def _show(
         f"{solution.status}: {solution.value:.4f} {WHAT[goal.objective]}, bound {solution.bound:.4f}, "
         f"gap {gap}, solved in {solution.time_s:.2f} s"
     )
+    if candidate.problem is not None and not candidate.problem.all_orders:
+        typer.echo("the proof holds among orders that keep like devices together, not among all")
     for text in serving_flags(candidate.plan):
         typer.echo(f"serve with: {text}")
     typer.echo(f"what limits it: {solution.binding}")

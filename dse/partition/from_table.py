@@ -22,6 +22,7 @@ from dse.formats.precision import Precision
 from dse.graph.workload import Workload
 from dse.partition.fold import Fold, UnitCosts, fold_layer, units_of_layers
 from dse.partition.groups import DeviceGroup, link_of, placed, single_devices
+from dse.partition.lanes import MAX_SUBSET_DEVICES
 from dse.partition.orders import candidate_orders
 from dse.partition.problem import Arrangement, EnergyTables, PipelineProblem
 from dse.plan import Assignment, Plan, Stage
@@ -45,8 +46,8 @@ class TableProblem:
         offloaded_from: choices from here on leave the layer's weights outside the device; None for none.
         n_thinned: combinations left out beyond exact dominance because a layer had too many; with 0 the
             planner's proofs hold for all assignments, otherwise for those among the remaining combinations.
-        all_orders: whether every device order is a candidate; else only those that keep like devices
-            together.
+        all_orders: whether every order and subset of the devices is a candidate; else only orders that keep
+            like devices together, and of many devices only whole runs of them: proofs hold among those.
     """
 
     problem: PipelineProblem
@@ -192,7 +193,7 @@ def problem_from_table(
         groups=groups,
         width=width,
         n_thinned=sum(fold.n_thinned for fold in folded),
-        all_orders=all_orders,
+        all_orders=all_orders and len(problem.devices) <= MAX_SUBSET_DEVICES,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from dse.partition.problem import Array, Goal, Objective, PipelineProblem
 
+MAX_SUBSET_DEVICES = 10  # of longer orders not every subset is tried
 SLACK_FRAC = 1e-12  # sums in another order may differ by this much; capacities are widened by it
 
 
@@ -267,12 +269,21 @@ class LaneFactory:
         problem, n_layers = self.problem, self.problem.memory_bytes.shape[0]
         n_most = min(n_layers, self.goal.max_devices or n_layers)
         seen: dict[object, tuple[int, ...]] = {}
+        kinds: dict[object, int] = {}
+        alike = [kinds.setdefault(self.kind_of(device), len(kinds)) for device in range(len(problem.devices))]
+        hops: dict[object, int] = {}
+        apart = [
+            [hops.setdefault(self._hop(a, b), len(hops)) for b in range(len(alike))]
+            for a in range(len(alike))
+        ]
         for order in problem.orders:
-            subsets = range(1, 1 << len(order)) if problem.allow_empty else [(1 << len(order)) - 1]
-            for mask in subsets:
-                devices = tuple(device for i, device in enumerate(order) if mask >> i & 1)
+            for devices in self._subsets(order, alike):
                 if len(devices) <= n_most and self._is_priced(devices):
-                    seen.setdefault(self._kind(devices), devices)
+                    after = devices[1:] + devices[:1]
+                    pairs = tuple(apart[a][b] for a, b in zip(devices, after, strict=True))
+                    if self.goal.formula != "llmpq" or len(devices) == 1:
+                        pairs = pairs[:-1]
+                    seen.setdefault((tuple(alike[device] for device in devices), pairs), devices)
         return sorted(seen.values(), key=lambda devices: (-len(devices), devices))
 
     def _is_priced(self, devices: tuple[int, ...]) -> bool:
@@ -282,16 +293,27 @@ class LaneFactory:
         prices = self.problem.price_usd_per_h
         return prices is not None and all(prices[device] is not None for device in devices)
 
-    def _kind(self, devices: tuple[int, ...]) -> object:
-        """Return what makes two sequences equal: types, memory, prices, and transfers between neighbours."""
+    def _subsets(self, order: tuple[int, ...], alike: list[int]) -> Iterator[tuple[int, ...]]:
+        """Yield what may be left of an order without its unused devices.
+
+        Of more than ``MAX_SUBSET_DEVICES`` whole runs of like devices are used or not.
+        """
+        if not self.problem.allow_empty:
+            yield order
+            return
+        parts: list[tuple[int, ...]] = [(device,) for device in order]
+        if len(order) > MAX_SUBSET_DEVICES:
+            parts = [tuple(run) for _, run in itertools.groupby(order, key=lambda device: alike[device])]
+        if len(parts) > MAX_SUBSET_DEVICES:
+            yield order
+            return
+        for mask in range(1, 1 << len(parts)):
+            yield tuple(device for i, part in enumerate(parts) if mask >> i & 1 for device in part)
+
+    def _hop(self, a: int, b: int) -> object:
+        """Return what makes two transfers equal."""
         problem = self.problem
-        ring = list(zip(devices, devices[1:] + devices[:1], strict=True))
-        hops = [
-            (tuple(problem.hop_prefill_s[:, a, b]), tuple(problem.hop_decode_s[:, a, b])) for a, b in ring
-        ]
-        if self.goal.formula != "llmpq" or len(devices) == 1:
-            hops = hops[:-1]
-        return tuple(self.kind_of(device) for device in devices), tuple(hops)
+        return tuple(problem.hop_prefill_s[:, a, b]), tuple(problem.hop_decode_s[:, a, b])
 
     def kind_of(self, device: int) -> object:
         """Return what makes two devices equal, transfers apart."""

@@ -175,3 +175,32 @@ def test_any_objective_under_any_bound(seed: int) -> None:
             assert solution.value == pytest.approx(min(values), rel=1e-8, abs=1e-9)
             assert violations(problem, goal, solution.arrangement) == []
             assert objective_s(problem, goal, solution.arrangement) == solution.value
+
+
+def test_every_objective_under_every_single_bound() -> None:
+    """The whole matrix on one problem: six quantities and theta against eight kinds of bounds."""
+    problem = next(
+        p for p in map(priced_problem, range(20)) if p.allow_empty and len(set(p.device_types)) == 2
+    )
+    rows = [(plan, found) for plan in arrangements(problem) if (found := price(problem, plan)) is not None]
+    losses = [sum(problem.penalty[i, c] for i, c in enumerate(plan.choices)) for plan, _ in rows]
+    middle = {name: float(np.quantile([found[name] for _, found in rows], 0.4)) + 1e-7 for name in OBJECTIVES}
+    bounds: list[tuple[str, float]] = [(LIMITS[name], middle[name]) for name in OBJECTIVES]
+    bounds += [("max_penalty", float(np.quantile(losses, 0.4))), ("max_devices", 1)]
+    for (field, limit), objective, theta in itertools.product(bounds, OBJECTIVES, (0.0, 3.0)):
+        goal = Goal("makespan", objective=objective, theta_s=theta, **{field: limit})  # type: ignore[arg-type]
+        values = [
+            found[objective] + theta * loss
+            for (plan, found), loss in zip(rows, losses, strict=True)
+            if {
+                "max_penalty": loss,
+                "max_devices": len(plan.stages),
+                **{LIMITS[name]: found[name] for name in OBJECTIVES},
+            }[field]
+            <= limit
+        ]
+        solution = solve(problem, goal)
+        assert (solution.arrangement is None) == (not values)
+        if values:
+            assert solution.value == pytest.approx(min(values), rel=1e-8, abs=1e-9)
+            assert solution.status == "optimal"
