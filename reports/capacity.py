@@ -12,6 +12,7 @@ from reports.capacity_curves import (
     break_even_map,
     cost_curve,
     losses,
+    other_answers,
     price_table,
     quantization_table,
     two_years_chart,
@@ -76,6 +77,9 @@ def render_capacity_report(result: dict[str, Any]) -> str:
     for name, title, nav, question, render in more:
         if question in asked:
             sections.append(RenderedSection(name, title, nav, "", render(question, asked[question], result)))
+    others = other_answers(asked)
+    if others:
+        sections.append(RenderedSection("more", "More answers", "More", "", others))
     sections.append(
         RenderedSection(
             "sources", "Prices, sources, and what is absent", "Sources", "", source_blocks(result)

@@ -292,3 +292,23 @@ def two_years_chart(question: str, answer: dict[str, Any], result: dict[str, Any
         f"{answer['usd_all_at_once']:,.0f} USD with the last quarter's fleet from the beginning."
     )
     return (chart, Note(text))
+
+
+def other_answers(asked: dict[str, Any]) -> tuple[Block, ...]:
+    """What takes a sentence: how much more load fits, spot prices, the least energy, what budgets buy."""
+    points: list[str] = [row["text"] for row in asked.get("headroom", {}).get("rows", ())]
+    for name, what in (("spot", "At spot prices"), ("energy", "For the least energy")):
+        answer = asked.get(name)
+        if answer is None:
+            continue
+        point = answer.get("energy", answer)
+        if answer.get("available") is False or "usd_per_h" not in point:
+            points.append(f"{what}: not possible ({answer.get('reason', point.get('reason', 'unknown'))})")
+            continue
+        watts = f" and {point['energy_w']:,.0f} W" if name == "energy" else ""
+        left_out = f"; unknown, so left out: {', '.join(answer['unknown'])}" if answer["unknown"] else ""
+        points.append(f"{what}: {_machines(point)} for {fmt_usd(point['usd_per_h'])}/h{watts}{left_out}")
+    for row in asked.get("service", {}).get("rows", ()):
+        buys = "no fleet" if row["factor"] is None else f"limits {row['factor']:.2f} times the study's"
+        points.append(f"{fmt_usd(row['max_usd_per_h'])}/h buys {buys}")
+    return (Note("", points=tuple(points)),) if points else ()

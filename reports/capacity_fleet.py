@@ -286,7 +286,7 @@ def source_blocks(result: dict[str, Any]) -> tuple[Block, ...]:
     unknown = tuple(f"{offer['name']}: {', '.join(offer['unknown'])}" for offer in offers if offer["unknown"])
     absent = tuple(f"{entry['name']}: {entry['reason']}" for entry in result["absent"])
     load = result["study"]["load_source"]
-    blocks: list[Block] = [Note(f"Load: {load or result['load']['name']}.")]
+    blocks: list[Block] = [Note(f"Load: {(load or result['load']['name']).rstrip('.')}.")]
     blocks.append(Table(f"Numbers of the catalogue {result['catalogue']['name']}", columns, rows))
     if unknown:
         blocks.append(Details("What is unknown of the machines", (Note("", points=unknown),)))

@@ -43,7 +43,17 @@ def test_a_run_and_its_documents(tmp_path: Path) -> None:
     assert document["simulated"]["n_finished"] == document["load"]["n_requests"]
     page = (out / "report.html").read_text()
     assert page == render_capacity_report(document)
-    for anchor in ("fleet", "latency", "utilisation", "rate", "break-even", "price", "growth", "sources"):
+    for anchor in (
+        "fleet",
+        "latency",
+        "utilisation",
+        "rate",
+        "break-even",
+        "price",
+        "growth",
+        "more",
+        "sources",
+    ):
         assert f'<section id="{anchor}"' in page
     again = run(str(study), "-o", str(out), "--resume", "--ask", "all", "--json")
     repeated = json.loads(again.stdout)
