@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from dse.cli import options
+from dse.cli.bench_layout import NAME as LARGEST
+from dse.cli.bench_layout import solve_largest
 from dse.cli.output import emit_json, note, table
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ def planner(
     rows += _allocation_rows(solvers, time_limit)
     note("Helix, LLaMA-30B on 6 T4 and 4 L4")
     rows.append(_placement_row())
+    note(LARGEST)
+    rows.append(_layout_row(2 * time_limit))
     if as_json:
         emit_json({"rows": [asdict(row) for row in rows]})
         return
@@ -177,6 +181,11 @@ def _allocation_by_highs(name: str, penalty: Array, size: Array, budget: float, 
     bound = float(result.mip_dual_bound or 0.0)
     gap = 1.0 if value is None else (value - bound) / value
     return Row(name, "highs", value, bound, gap, time.monotonic() - began)
+
+
+def _layout_row(time_limit_s: float) -> Row:
+    found = solve_largest(time_limit_s).deployment
+    return Row(LARGEST, "dse", found.value, found.bound, found.gap_frac or 0.0, found.time_s)
 
 
 def _placement_row() -> Row:
