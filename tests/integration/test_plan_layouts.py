@@ -89,7 +89,7 @@ def test_pools_share_no_device_and_say_how_to_serve(dse: Run) -> None:
         (("--chunk", "x"), "is not a number"),
         (("--offload", "disk"), "an offload level is host or ssd"),
         (("--pools", "separate", "--objective", "cost"), "separate pools are optimised for"),
-        (("--replicas", "2", "--what-if"), "goes with a single pipeline"),
+        (("--replicas", "2", "--what-if", "lost"), "goes with a single pipeline"),
     ],
 )
 def test_bad_values_are_one_line(words: tuple[str, ...], text: str, dse: Run) -> None:

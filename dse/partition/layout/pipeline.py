@@ -24,7 +24,7 @@ from dse.partition.problem import Goal, PipelineProblem, Solution, Status
 from dse.partition.solve import OPTIMAL_GAP_FRAC, Planner, with_ties_broken
 from hardware_specs.spec import Cluster
 
-MAX_LANES = 6000  # above, groupings are searched instead of listed
+MAX_LANES = 1500  # above, groupings are searched instead of listed
 Role = Literal["both", "prefill", "decode"]
 Pools = Literal["same", "separate", "auto"]
 

@@ -314,7 +314,7 @@ class DeploymentSearch:
                 replace(self.workload, batch=batch),
                 self._goal_of(role),
                 self.options,
-                self._limits_left(),
+                self._limits_left(bundle),
                 role=role,
                 handover_s=None if role != "prefill" else self._handover_s,
                 kv_groups=None if usable is None else (usable,),
@@ -343,11 +343,13 @@ class DeploymentSearch:
             goal = replace(goal, max_ttft_s=None)
         return replace(goal, objective="time") if goal.objective == other else goal
 
-    def _limits_left(self) -> Limits:
+    def _limits_left(self, bundle: Counts) -> Limits:
+        """Return the limits of one pipeline: the one on all devices is the hardest."""
         if self.limits.time_s is None:
             return self.limits
         left = max(0.0, self.limits.time_s - (time.monotonic() - self.began))
-        return replace(self.limits, time_s=left if self.alone else max(0.2, left / 8))
+        part = 1.0 if self.alone else 0.5 if bundle == self.whole else 0.125
+        return replace(self.limits, time_s=max(0.2, part * left))
 
     def _score(self, value: float, batch: int) -> float:
         """Return what adds up (minus a rate, or a weighted mean), or what the slowest decides."""
