@@ -58,7 +58,7 @@ def shortage(problem: FleetProblem, unserved: dict[str, str] | None = None) -> S
         name, reached = broken[0]
         target = next(level.min_frac for level in problem.levels if level.name == name)
         remedy = "relax its limit or offer faster nodes"
-        if reached > 0:
+        if reached >= 0.001:
             remedy = f"ask {name} of {reached:.1%} of the requests, {remedy}"
         more = f"; then {', '.join(other for other, _ in broken[1:])}" if broken[1:] else ""
         text = f"{name} breaks first: at best {reached:.1%} of the requests meet it, not {target:.1%}{more}"
