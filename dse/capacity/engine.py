@@ -6,7 +6,7 @@ that times are differences of running sums. An arrival cuts a run short at the e
 
 A pipeline of S stages has S lanes (micro-batches), each with its own sequences; an iteration passes through
 the stages in turn and waits where another lane's is. Runs are taken where one lane is alone; where several
-take turns, ``rotate`` takes their steps up to the next event from outside.
+take turns, a ``Rotation`` takes their steps ahead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from dse.capacity.lane import Lane, Requests
 from dse.capacity.replica import Replica
-from dse.capacity.rotation import rotate
+from dse.capacity.rotation import Rotation, steps_alike
 
 WATERMARK_FRAC = 0.01
 """Share of the blocks that admissions leave free, against preemptions right after them (vLLM's default)."""
@@ -30,10 +30,6 @@ class Outside(Protocol):
 
     def schedule(self, time_s: float, lane: Lane) -> None:
         """Call ``Engine.finish`` at a time, unless the lane is rescheduled before."""
-        ...
-
-    def undisturbed_until(self, engine: Engine) -> float:
-        """Return a time before which nothing from outside changes an engine."""
         ...
 
     def prefilled(self, request: int, time_s: float, engine: Engine) -> None:
@@ -94,6 +90,7 @@ class Engine:
         self.stage_free_s = [0.0] * self.n_stages
         self.link_free_s = [0.0] * (self.n_stages - 1)
         self.kv_link_free_s = 0.0
+        self.rotation: Rotation | None = None
         self.n_outstanding = 0
         self.outstanding_tokens = 0
         self.joules = 0.0
@@ -235,6 +232,9 @@ class Engine:
 
     def cut_runs(self, now: float) -> None:
         """End runs with the step that they are in, so that others may come in at its end."""
+        if self.rotation is not None:
+            rotation, self.rotation = self.rotation, None
+            rotation.cut(now)
         for lane in self.lanes:
             if lane.busy and not lane.committed:
                 self._cut(lane, now)
@@ -285,6 +285,10 @@ class Engine:
 
     def finish(self, lane: Lane) -> None:
         """End the iteration of a lane: tokens are out, sequences end or go on, and the next one starts."""
+        if self.rotation is not None:
+            rotation, self.rotation = self.rotation, None
+            rotation.complete()
+            lane.version += 1
         now = lane.end_s
         self._commit(lane)
         lane.busy = False
@@ -320,7 +324,9 @@ class Engine:
             return
         if any(lane.arrived for lane in self.lanes) or not self._is_blocked():
             return
-        rotate(self, busy, self.outside.undisturbed_until(self))
+        n_steps = steps_alike(self, busy)
+        if n_steps:
+            self.rotation = Rotation(self, busy, n_steps)
 
     # --- sequences --------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ they are. This does what ``Engine.finish`` and ``Engine.start`` would do for eac
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from dse.capacity.step_times import DecodeSegment
 if TYPE_CHECKING:
     from dse.capacity.engine import Engine
 
-MOST_STEPS = 256
+MOST_STEPS = 64
 LEAST_STEPS = 2
 
 
@@ -41,34 +42,83 @@ class _Turn:
         self.start_s, self.end_s = lane.start_s, lane.end_s
         self.done = 0
 
+    def reset(self) -> None:
+        """Forget the steps taken."""
+        self.start_s, self.end_s, self.done = self.lane.start_s, self.lane.end_s, 0
+
     def settle(self, engine: Engine) -> None:
         """Write back what was done to the lane and the engine."""
         lane, k = self.lane, self.done
-        n = len(lane.joined)
-        _, joules = self.segment.run(self.context, k)
-        engine.joules += joules + k * self.other_j
-        engine.n_iterations += k
-        engine.free_blocks -= lane.blocks_for(k + 1) - lane.blocks_for(1)
-        busy_s = lane.stage_s + sum(map(sum, self.rows[: k - 1]))
-        free = engine.free_blocks
-        engine.log.extend((lane.start_s, self.start_s, busy_s, lane.free_blocks, free, free))
-        lane.step += k
-        lane.cached += n * k
-        lane.start_s, lane.end_s = self.start_s, self.end_s
-        lane.stage_s = sum(self.rows[k - 1])
-        lane.joules = self.other_j + self.segment.run(self.context + k, 1)[1]
-        lane.free_blocks = free
+        if k:
+            n = len(lane.joined)
+            _, joules = self.segment.run(self.context, k)
+            engine.joules += joules + k * self.other_j
+            engine.n_iterations += k
+            engine.free_blocks -= lane.blocks_for(k + 1) - lane.blocks_for(1)
+            busy_s = lane.stage_s + sum(map(sum, self.rows[: k - 1]))
+            free = engine.free_blocks
+            engine.log.extend((lane.start_s, self.start_s, busy_s, lane.free_blocks, free, free))
+            lane.step += k
+            lane.cached += n * k
+            lane.start_s, lane.end_s = self.start_s, self.end_s
+            lane.stage_s = sum(self.rows[k - 1])
+            lane.joules = self.other_j + self.segment.run(self.context + k, 1)[1]
+            lane.free_blocks = free
         engine.outside.schedule(lane.end_s, lane)
 
 
-def rotate(engine: Engine, lanes: list[Lane], until_s: float) -> None:
-    """Take the steps of decoding lanes that end by a time, as far as nothing but their contexts changes.
+class Rotation:
+    """Steps of decoding lanes, taken ahead; ``cut`` takes back those that begin after a time."""
 
-    Args:
-        engine: of the lanes.
-        lanes: all busy lanes, each with a decode step under way.
-        until_s: when something may come from outside.
-    """
+    def __init__(self, engine: Engine, lanes: list[Lane], n_steps: int) -> None:
+        """Take ``n_steps`` (see ``steps_alike``) of all busy lanes, each of which has one under way."""
+        self.engine = engine
+        self.n_steps = n_steps
+        self.turns = [_Turn(engine, lane, n_steps) for lane in sorted(lanes, key=lambda entry: entry.end_s)]
+        self.free_s, self.links_s = list(engine.stage_free_s), list(engine.link_free_s)
+        self._take(inf)
+        engine.outside.schedule(self.turns[0].end_s, self.turns[0].lane)
+        for turn in self.turns[1:]:
+            turn.lane.version += 1
+
+    def complete(self) -> None:
+        """Settle all steps."""
+        for turn in self.turns:
+            turn.settle(self.engine)
+
+    def cut(self, now: float) -> None:
+        """Settle only the steps that end by a time."""
+        self.engine.stage_free_s, self.engine.link_free_s = self.free_s, self.links_s
+        for turn in self.turns:
+            turn.reset()
+        self._take(now)
+        self.complete()
+
+    def _take(self, until_s: float) -> None:
+        engine, turns = self.engine, self.turns
+        free_s = engine.stage_free_s = list(engine.stage_free_s)
+        links_s = engine.link_free_s = list(engine.link_free_s)
+        hops = range(1, engine.n_stages)
+        for step in range(self.n_steps):
+            for turn in turns:
+                now = turn.end_s
+                if now > until_s:
+                    return
+                row, hops_s = turn.rows[step], turn.hops_s
+                turn.start_s = now
+                time_s = max(now, free_s[0]) + row[0]
+                free_s[0] = time_s
+                for s in hops:
+                    time_s = max(time_s, links_s[s - 1]) + hops_s[s - 1]
+                    links_s[s - 1] = time_s
+                    time_s = max(time_s, free_s[s]) + row[s]
+                    free_s[s] = time_s
+                turn.end_s = time_s
+                turn.done += 1
+
+
+def steps_alike(engine: Engine, lanes: list[Lane]) -> int:
+    """Return how many steps all lanes can take before a sequence ends or blocks run out, 0 for too few."""
     most = MOST_STEPS
     for lane in lanes:
         context = lane.cached / len(lane.joined) + 1.0
@@ -78,29 +128,4 @@ def rotate(engine: Engine, lanes: list[Lane], until_s: float) -> None:
         sum(lane.blocks_for(most + 1) - lane.blocks_for(1) for lane in lanes) > engine.free_blocks
     ):
         most //= 2
-    if most < LEAST_STEPS:
-        return
-    turns = [_Turn(engine, lane, most) for lane in sorted(lanes, key=lambda entry: entry.end_s)]
-    free_s, links_s, hops = engine.stage_free_s, engine.link_free_s, range(1, engine.n_stages)
-    for step in range(most):
-        for turn in turns:
-            now = turn.end_s
-            if now > until_s:
-                break
-            row, hops_s = turn.rows[step], turn.hops_s
-            turn.start_s = now
-            time_s = max(now, free_s[0]) + row[0]
-            free_s[0] = time_s
-            for s in hops:
-                time_s = max(time_s, links_s[s - 1]) + hops_s[s - 1]
-                links_s[s - 1] = time_s
-                time_s = max(time_s, free_s[s]) + row[s]
-                free_s[s] = time_s
-            turn.end_s = time_s
-            turn.done += 1
-        else:
-            continue
-        break
-    for turn in turns:
-        if turn.done:
-            turn.settle(engine)
+    return most if most >= LEAST_STEPS else 0

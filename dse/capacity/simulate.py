@@ -83,7 +83,6 @@ class _Simulator:
         self.source: dict[int, Engine] = {}
         self.rejected: list[int] = []
         self.link_j = 0.0
-        self.next_arrival_s = 0.0
 
     def run(self, progress: Callable[[int, int], None] | None) -> Simulation:
         """Process all events in the order of time; ends of iterations before arrivals."""
@@ -91,7 +90,6 @@ class _Simulator:
         arrivals.append(inf)
         upcoming = 0
         while heap or upcoming < n:
-            self.next_arrival_s = arrivals[upcoming]
             if heap and heap[0][0] <= arrivals[upcoming]:
                 time_s, _, lane, version, request = heappop(heap)
                 if request >= 0:
@@ -115,12 +113,6 @@ class _Simulator:
         """End a lane's iteration at a time; what was scheduled for it before is void."""
         lane.version += 1
         self._push(time_s, lane, lane.version, -1)
-
-    def undisturbed_until(self, engine: Engine) -> float:
-        """Return the next arrival; caches and shared queues may also change with any other event."""
-        if self.heap and (engine.pulls or engine.role == "decode"):
-            return min(self.next_arrival_s, self.heap[0][0])
-        return self.next_arrival_s
 
     def prefilled(self, request: int, time_s: float, engine: Engine) -> None:
         """Pick a decode replica, which fetches the cache once it has room."""

@@ -1,10 +1,14 @@
-"""``dse bench capacity``: fleet problems with their proofs and times."""
+"""``dse bench capacity``: fleet problems with their proofs, simulations, and the time of each."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
 
 from dse.cli import options
+from dse.cli.bench_simulation import show_simulations, simulation_rows
 from dse.cli.output import emit_json, table
 
 
@@ -21,8 +25,13 @@ class Row:
     passed: bool
 
 
-def capacity(as_json: bool = options.JSON) -> None:
-    """Solve Melange's published example and seeded problems of four device types, 100 buckets, 8 slices."""
+def capacity(
+    trace: Path | None = typer.Option(
+        None, "--trace", help="Request trace (CSV) to simulate; else 20,000 requests of lognormal lengths."
+    ),
+    as_json: bool = options.JSON,
+) -> None:
+    """Solve Melange's example and seeded fleet problems, and simulate a load on 16 and 64 devices."""
     from dse.capacity.fleet_solver import SolverOptions, solve_fleet
     from dse.capacity.instances import melange_example, seeded
 
@@ -54,8 +63,11 @@ def capacity(as_json: bool = options.JSON) -> None:
                 within,
             )
         )
+    simulations = simulation_rows(trace)
     if as_json:
-        emit_json({"rows": [asdict(row) for row in rows]})
+        emit_json(
+            {"rows": [asdict(row) for row in rows], "simulations": [asdict(row) for row in simulations]}
+        )
         return
     table(
         "Fleet problems",
@@ -73,3 +85,4 @@ def capacity(as_json: bool = options.JSON) -> None:
             for row in rows
         ],
     )
+    show_simulations(simulations)

@@ -79,7 +79,7 @@ DEPLOYMENTS = {
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_long_runs_equal_single_steps(name: str, kv_tokens: int | None) -> None:
     for seed in range(8):
-        load = random_load(seed, n=60, rate_per_s=(1.0, 10.0)[seed % 2])
+        load = random_load(seed, n=60, rate_per_s=(1.0, 10.0)[seed % 2], longest=(60, 190)[seed // 4])
         deployment = DEPLOYMENTS[name](kv_tokens, seed)
         runs, steps = simulate(load, deployment), simulate(load, deployment, max_run_steps=1)
         assert runs.finish_s == pytest.approx(steps.finish_s, rel=1e-10)
