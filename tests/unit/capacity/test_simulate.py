@@ -75,7 +75,7 @@ DEPLOYMENTS = {
 }
 
 
-@pytest.mark.parametrize("kv_tokens", [None, 200])
+@pytest.mark.parametrize("kv_tokens", [None, 400])
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_long_runs_equal_single_steps(name: str, kv_tokens: int | None) -> None:
     for seed in range(8):
