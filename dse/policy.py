@@ -2,6 +2,7 @@
 
 - cache: which positions are quantized, how, and in what precision attention is computed.
 - static activations: one range per linear, measured on calibration tokens, instead of one per input.
+- integer products: whole numbers are summed as in an integer kernel, instead of rounded values.
 - phases: other weights or activations from a token position on (prefill and decode; PMPD's falling widths).
 """
 
@@ -67,14 +68,17 @@ class RuntimePolicy:
 
     cache: CachePolicy = field(default_factory=CachePolicy)
     static_activations: bool = False
+    integer_products: bool = False
     phases: tuple[PhaseStep, ...] = ()
 
     def __post_init__(self) -> None:
         starts = [step.start for step in self.phases]
         if sorted(set(starts)) != starts:
             raise ConfigError(f"positions must rise, but are {starts}", path="phases")
-        if self.static_activations and self.phases:
-            raise ConfigError("static activation ranges and phases cannot be combined", path="phases")
+        if sum((self.static_activations, self.integer_products, bool(self.phases))) > 1:
+            raise ConfigError(
+                "static activation ranges, integer products and phases cannot be combined", path="phases"
+            )
 
     @property
     def is_default(self) -> bool:
@@ -88,6 +92,8 @@ class RuntimePolicy:
             document["cache"] = _changed(self.cache, CachePolicy())
         if self.static_activations:
             document["static_activations"] = True
+        if self.integer_products:
+            document["integer_products"] = True
         if self.phases:
             document["phases"] = [
                 _changed(step, PhaseStep(1)) | {"start": step.start} for step in self.phases
@@ -108,6 +114,7 @@ class RuntimePolicy:
         return cls(
             cache=_read(CachePolicy, document.get("cache", {}), "cache"),
             static_activations=bool(document.get("static_activations", False)),
+            integer_products=bool(document.get("integer_products", False)),
             phases=tuple(_read(PhaseStep, entry, f"phases.{i}") for i, entry in enumerate(phases)),
         )
 

@@ -34,6 +34,7 @@ def evaluate(
         8192, "--calibration-tokens", help="Tokens that quantizers and fits calibrate on."
     ),
     static_activations: bool = policy_options.STATIC,
+    integer_products: bool = policy_options.INTEGER,
     at: list[str] = policy_options.AT,
     kv_window: int = policy_options.WINDOW,
     kv_sinks: int = policy_options.SINKS,
@@ -64,6 +65,7 @@ def evaluate(
     uniform = options.precision_of(weights, activations, kv)
     policy = policy_options.policy_of(
         static_activations=static_activations,
+        integer_products=integer_products,
         at=at,
         window=kv_window,
         sinks=kv_sinks,

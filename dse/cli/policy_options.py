@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 STATIC = typer.Option(
     False, "--static-activations", help="One calibrated range per linear; activations per tensor, e.g. int8."
 )
+INTEGER = typer.Option(
+    False, "--integer-products", help="Sums of whole numbers, as an integer kernel accumulates (slow)."
+)
 AT = typer.Option(
     [],
     "--at",
@@ -33,6 +36,7 @@ SOFTMAX = typer.Option(None, "--softmax-bits", help="Probabilities as powers of 
 def policy_of(
     *,
     static_activations: bool,
+    integer_products: bool,
     at: list[str],
     window: int,
     sinks: int,
@@ -56,6 +60,7 @@ def policy_of(
         {
             "cache": cache,
             "static_activations": static_activations,
+            "integer_products": integer_products,
             "phases": [_phase(text) for text in at],
         }
     )

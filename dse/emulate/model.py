@@ -3,7 +3,7 @@
 The module is loaded once. Applying an assignment swaps pointers to rounded weights, hooks the inputs of those
 linears whose activations are quantized, and sets the cache format of attention modules; leaving the context
 restores the full-precision model. The arithmetic of the products stays that of the module's dtype, so what is
-emulated is rounding, not the accumulation of an integer kernel.
+emulated is rounding; the accumulation of an integer kernel is a runtime policy (``integer_products.py``).
 
 Formats "fp32", "fp16" and "bf16" mean "as the module holds it": they are never applied.
 """

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dse.emulate.cache_policy import attended
+from dse.emulate.integer_products import has_integer_product, integer_products
 from dse.emulate.model import EmulatedModel, PathFormats, TensorFormats
 from dse.emulate.phases import Phase, applied_by_position
 from dse.emulate.static_activations import Ranges, measured_ranges, static_activations
@@ -36,7 +37,11 @@ def applied_with(
             held = replace(held, activations=())
         if policy.phases:
             held = replace(held, weights=(), activations=())
+        if policy.integer_products:
+            held = _without_integer_products(held)
         stack.enter_context(model.applied(held))
+        if policy.integer_products:
+            stack.enter_context(integer_products(model, formats))
         if policy.static_activations:
             if ranges is None:
                 raise ConfigError("static activation ranges need calibration tokens")
@@ -68,6 +73,13 @@ def calibrated_ranges(model: EmulatedModel, ids: Tensor) -> Ranges:
     return measured_ranges(
         model, tuple(model.path(unit.layer, op) for unit in model.units for op in unit.ops), ids
     )
+
+
+def _without_integer_products(formats: TensorFormats) -> TensorFormats:
+    """Return the formats of what ``integer_products`` leaves to rounded values."""
+    weights = tuple(item for item in formats.weights if not has_integer_product(formats, item[0]))
+    activations = tuple(item for item in formats.activations if not has_integer_product(formats, item[0]))
+    return replace(formats, weights=weights, activations=activations)
 
 
 def _overridden(known: PathFormats, paths: list[str], fmt: NumberFormat | None) -> PathFormats:

@@ -47,6 +47,10 @@ class WeightStore:
         for key, weight in weights.items():
             self._pinned[key] = nn.Parameter(weight, requires_grad=False)
 
+    def is_pinned(self, path: str, fmt: NumberFormat) -> bool:
+        """Whether values were given for this weight."""
+        return (path, fmt.name) in self._pinned
+
     def get(self, path: str, weight: Tensor, fmt: NumberFormat, *, inputs_first: bool) -> nn.Parameter:
         """Return ``weight`` rounded to ``fmt``, in its own dtype.
 

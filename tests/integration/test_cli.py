@@ -293,3 +293,54 @@ def test_debug_shows_the_traceback(dse: Run, monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(ConfigError, match="unknown model"):
         dse("--debug", "cost", "gpt3", "--device", "nvidia_t4")
+
+
+def test_runtime_policies_change_the_result_and_its_key(dse: Run, model: Path, corpus: Path) -> None:
+    words = ("evaluate", model, "--corpus", corpus, "--tokens", "128", "--sequence-length", "64", "--json")
+    weights = ("--weights", "int8_row", "--activations", "int8")
+    plain = document(dse(*words, *weights))
+    assert plain["runtime"] == {}
+    assert plain["bos"] is None
+    seen = {plain["kl_nats"]}
+    for options in (
+        ("--static-activations", "--calibration-tokens", "64"),
+        ("--at", "32=int2_g32_asym"),
+        ("--integer-products",),
+        ("--kv", "int2_head_asym"),
+        ("--kv", "int2_head_asym", "--kv-window", "8", "--kv-sinks", "2"),
+        ("--kv", "int2_head_asym", "--keys-per-channel", "16"),
+        ("--softmax-bits", "3"),
+        ("--queries", "int4_token", "--probabilities", "int4_token"),
+    ):
+        found = document(dse(*words, *weights, *options))
+        assert found["runtime"] or options[0] == "--kv"
+        assert found["kl_nats"] not in seen, options
+        seen.add(found["kl_nats"])
+    assert "POSITION=WEIGHTS" in one_line(dse(*words[:-1], "--at", "x"))
+    assert "no beginning-of-sequence" in one_line(dse(*words[:-1], "--bos"))
+
+
+def test_quantize_lists_applies_and_writes(dse: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
+    code, out, _ = dse("quantize")
+    assert code == 0
+    assert "gptq-int4" in out
+    words = ("--corpus", corpus, "--tokens", "128", "--sequence-length", "64")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\nformats: {weights: int4_g32_asym}\nrange_fit: mse\n")
+    whole = document(dse("quantize", model, "-r", recipe, *words, "-o", tmp_path / "a", "--json"))
+    blocks = document(dse("quantize", model, "-r", recipe, *words, "--block-by-block", "--json"))
+    assert whole["perplexity"] == blocks["perplexity"]
+    assert blocks["block_by_block"]
+    assert whole["output"]["weights"] == "dequantized, bfloat16"
+    assert (tmp_path / "a" / "model.safetensors").is_file()
+    assert "did you mean 'gptq-int4'" in one_line(dse("quantize", model, "-r", "gptq-int5"))
+
+
+def test_bench_emulation(dse: Run, model: Path) -> None:
+    words = ("--tokens", "64", "--sequence-length", "32", "--dtype", "float32", "--json")
+    rows = document(dse("bench", "emulation", model, *words))["rows"]
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["plain"]["ratio"] == 1
+    assert by_name["W4A4"]["kind"] == "dse"
+    assert by_name["MXFP4, per element"]["time_s"] > 0
+    assert by_name["nf4_b64"]["kind"] == "round all weights"

@@ -23,7 +23,10 @@ FULL = RuntimePolicy(
 )
 
 
-@pytest.mark.parametrize("policy", [RuntimePolicy(), FULL, RuntimePolicy(static_activations=True)])
+@pytest.mark.parametrize(
+    "policy",
+    [RuntimePolicy(), FULL, RuntimePolicy(static_activations=True), RuntimePolicy(integer_products=True)],
+)
 def test_round_trip(policy: RuntimePolicy) -> None:
     document = policy.to_json()
     assert RuntimePolicy.from_json(document) == policy

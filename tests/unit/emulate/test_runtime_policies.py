@@ -9,12 +9,13 @@ from torch import Tensor
 from dse.emulate.cache_policy import attend, attended, power_of_two_probabilities, quantized_keys
 from dse.emulate.model import EmulatedModel, TensorFormats
 from dse.emulate.phases import Phase, applied_by_position, decode_bits
+from dse.emulate.runtime import applied_with
 from dse.emulate.static_activations import measured_ranges, static_activations
 from dse.errors import ConfigError
 from dse.formats.grammar import parse_format, parse_precision
 from dse.graph.units import units_of
 from dse.plan import Assignment
-from dse.policy import CachePolicy
+from dse.policy import CachePolicy, RuntimePolicy
 from dse.quantize import fake_quantize
 from tests.tiny_llama import tiny_graph, write_tiny_llama
 
@@ -156,3 +157,18 @@ def test_static_activations(model: EmulatedModel, ids: Tensor) -> None:
     ):
         with pytest.raises(ConfigError, match=part), static_activations(model, formats, known):
             pass
+
+
+def test_a_model_of_integer_products_is_the_fake_quantized_one(model: EmulatedModel, ids: Tensor) -> None:
+    formats = _formats(model, "int8_row/int8_token/bf16")
+    with model.applied(formats):
+        expected = model.logits(ids)
+    with applied_with(model, formats, RuntimePolicy(integer_products=True)):
+        found = model.logits(ids)
+    assert torch.allclose(found, expected, atol=2e-2 * float(expected.abs().max()))
+    assert not torch.equal(found, model.logits(ids))
+    with (
+        pytest.raises(ConfigError, match="integer weights and activations"),
+        applied_with(model, _formats(model, "int4_g32"), RuntimePolicy(integer_products=True)),
+    ):
+        pass
