@@ -42,7 +42,7 @@ def integer_products(model: EmulatedModel, formats: TensorFormats) -> Iterator[N
             linear, inputs_first = model.linear(path)
             weight = linear.weight.t() if inputs_first else linear.weight
             codes = quantize_codes(weight.detach(), weight_of[path])
-            linear.forward = partial(_forward, linear, codes, input_of[path])  # type: ignore[method-assign]
+            linear.forward = partial(_forward, linear, codes, input_of[path])
             linears.append(linear)
         yield
     finally:
