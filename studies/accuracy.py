@@ -23,6 +23,7 @@ from studies.schema import Study
 
 MAX_PLANS = 6  # plans that are emulated at most
 ENOUGH_FRAC = 0.7  # a plan that uses so much of the allowance is good enough
+MAX_STEP = 4.0  # factor between the bounds of two plans
 SAFETY_FRAC = 0.95  # of the bound that the newest evaluation suggests
 
 
@@ -204,9 +205,11 @@ class PerplexitySearch:
         power = LossModel.fitted(self.checks).power
         measured = max(math.log1p(check.increase_frac), 0.1 * math.log1p(self.allowed))
         guess = check.penalty * (math.log1p(self.allowed) / measured) ** (1 / power) * SAFETY_FRAC
+        # where sensitivities rank badly the fitted power is worthless, so no step is larger than fourfold
+        guess = float(np.clip(guess, check.penalty / MAX_STEP, check.penalty * MAX_STEP))
         if low > 0 and math.isfinite(high):
-            width = high - low
-            return float(np.clip(guess, low + 0.1 * width, low + 0.9 * width))
+            ratio = high / low
+            return float(np.clip(guess, low * ratio**0.2, low * ratio**0.8))
         return min(guess, 0.8 * high)
 
     def _calibrate(self) -> None:
