@@ -298,5 +298,34 @@ def run_linear_program(
     if solver.status() == helper.SolveStatus.INFEASIBLE:
         return None
     if not solver.has_solution():
-        raise RuntimeError(f"the linear relaxation ended with status {solver.status()}")
+        return _second_opinion(objective, matrix, low, high, n_nonnegative)
     return solver.variable_values(), solver.dual_values() * factor
+
+
+def _second_opinion(
+    objective: Array, matrix: sparse.csr_matrix, low: Array, high: Array, n_nonnegative: int
+) -> tuple[Array, Array] | None:
+    """Solve with HiGHS what GLOP gave up on as numerically abnormal; as ``run_linear_program`` otherwise."""
+    from scipy.optimize import linprog
+
+    factor = float(np.abs(objective).max()) or 1.0
+    equal = low == high
+    above, below = np.isfinite(high) & ~equal, np.isfinite(low) & ~equal
+    columns = [(0.0, None) if j < n_nonnegative else (None, None) for j in range(matrix.shape[1])]
+    solved = linprog(
+        objective / factor,
+        A_ub=sparse.vstack([matrix[above], -matrix[below]]),
+        b_ub=np.concatenate([high[above], -low[below]]),
+        A_eq=matrix[equal],
+        b_eq=high[equal],
+        bounds=columns,
+    )
+    if solved.status == 2:
+        return None
+    if solved.x is None:
+        raise RuntimeError(f"the linear relaxation ended with: {solved.message}")
+    duals = np.zeros(matrix.shape[0])
+    duals[equal] = solved.eqlin.marginals
+    duals[above] += solved.ineqlin.marginals[: above.sum()]
+    duals[below] -= solved.ineqlin.marginals[above.sum() :]
+    return np.asarray(solved.x), duals * factor
