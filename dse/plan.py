@@ -140,18 +140,12 @@ class Plan:
         Raises:
             ConfigError: a key is missing or unknown, or a value is not allowed.
         """
-        known = {
-            "name",
-            "model",
-            "cluster",
-            "granularity",
-            "stages",
-            "assignment",
-            "prefill_micro_batch",
-            "decode_micro_batch",
-        }
-        for key in known - {"name", "granularity"} - document.keys():
-            raise ConfigError("is missing", path=key)
+        for key in _REQUIRED:
+            if key not in document:
+                raise ConfigError("is missing", path=key)
+        for key in document:
+            if key not in _REQUIRED and key not in _OPTIONAL:
+                raise ConfigError("unknown key", path=key, value=key, allowed=[*_REQUIRED, *_OPTIONAL])
         return cls(
             model=document["model"],
             cluster=document["cluster"],
@@ -172,6 +166,10 @@ class Plan:
             offloaded_layers=tuple(document.get("offloaded_layers", ())),
             runtime_policy=_policy_of(document),
         )
+
+
+_REQUIRED = ("model", "cluster", "stages", "assignment", "prefill_micro_batch", "decode_micro_batch")
+_OPTIONAL = ("name", "granularity", "runtime_policy", "prefill_chunks", "offloaded_layers")
 
 
 def _policy_of(document: dict[str, Any]) -> RuntimePolicy:

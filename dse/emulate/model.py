@@ -10,7 +10,7 @@ Formats "fp32", "fp16" and "bf16" mean "as the module holds it": they are never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -169,6 +169,10 @@ class EmulatedModel:
             rounded = torch.ones(self._n_inputs(path), dtype=torch.bool)
             rounded[list(columns)] = False
             self._rounded_columns[path] = rounded
+
+    def rounded_columns(self, path: str) -> Tensor | None:
+        """Return which inputs (channels,) bool of a linear are ever rounded, None where all are."""
+        return self._rounded_columns.get(path)
 
     def formats_of(self, assignment: Assignment) -> TensorFormats:
         """Return what an assignment means for the modules; units that it leaves out stay in full precision.
@@ -344,12 +348,19 @@ def _round_input(
     """
     x = args[0]
     if columns is not None:
-        mixed = x.clone()
-        mixed[..., columns] = fake_quantize(x[..., columns], fmt)
-        return (mixed, *args[1:])
+        return (on_columns(x, columns, lambda part: fake_quantize(part, fmt)), *args[1:])
     if last.rounded is None or last.given is not x or last.fmt != fmt:
         last.given, last.fmt, last.rounded = x, fmt, fake_quantize(x, fmt)
     return (last.rounded, *args[1:])
+
+
+def on_columns(x: Tensor, columns: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``x`` (..., channels) with ``change`` of the columns (channels,) bool, packed; None: of all."""
+    if columns is None:
+        return change(x)
+    mixed = x.clone()
+    mixed[..., columns] = change(x[..., columns])
+    return mixed
 
 
 def _replay(output: object, *_: object, **__: object) -> object:

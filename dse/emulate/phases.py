@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dse.emulate.model import EmulatedModel, TensorFormats
+from dse.emulate.model import EmulatedModel, TensorFormats, on_columns
 from dse.errors import ConfigError
+from dse.formats.precision import NumberFormat
 from dse.quantize.fake import fake_quantize
 
 
@@ -56,7 +57,7 @@ def applied_by_position(model: EmulatedModel, phases: Sequence[Phase]) -> Iterat
                     weight = model.store.get(path, linear.weight, weight_fmt, inputs_first=inputs_first)
                 parts.append((phase.start, weight.t() if inputs_first else weight, input_fmt))
             undo.callback(linear.__dict__.pop, "forward", None)
-            linear.forward = partial(_forward, linear, parts)
+            linear.forward = partial(_forward, linear, parts, model.rounded_columns(path))
         yield
 
 
@@ -69,14 +70,17 @@ def decode_bits(phases: Sequence[tuple[int, float]], n_tokens: int) -> float:
     return total / n_tokens
 
 
-def _forward(linear: Any, parts: list[tuple[int, Tensor, Any]], x: Tensor) -> Tensor:
-    """Return the output (..., length, R) of an input (..., length, C)."""
+def _forward(
+    linear: Any, parts: list[tuple[int, Tensor, NumberFormat | None]], columns: Tensor | None, x: Tensor
+) -> Tensor:
+    """Return the output (..., length, R) of an input (..., length, C), of which ``columns`` are rounded."""
     ends = [*(start for start, _, _ in parts[1:]), x.shape[-2]]
     outputs = []
     for (start, weight, fmt), end in zip(parts, ends, strict=True):
         part = x[..., start : min(end, x.shape[-2]), :]
         if part.shape[-2] == 0:
             continue
-        rounded = part if fmt is None else fake_quantize(part, fmt)
-        outputs.append(nn.functional.linear(rounded, weight, linear.bias))
+        if fmt is not None:
+            part = on_columns(part, columns, partial(fake_quantize, fmt=fmt))
+        outputs.append(nn.functional.linear(part, weight, linear.bias))
     return torch.cat(outputs, dim=-2)

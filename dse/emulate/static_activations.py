@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dse.emulate.model import EmulatedModel, PathFormats
+from dse.emulate.model import EmulatedModel, PathFormats, on_columns
 from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat
 from dse.quantize.quantizer import QUANTIZERS, Scales
@@ -21,11 +21,16 @@ Ranges = Mapping[str, tuple[float, float]]
 def measured_ranges(
     model: EmulatedModel, paths: tuple[str, ...], ids: Tensor
 ) -> dict[str, tuple[float, float]]:
-    """Return (least, largest) input of each linear over tokens ``ids`` (n_sequences, length)."""
+    """Return (least, largest) input of each linear over tokens ``ids`` (n_sequences, length).
+
+    Columns that stay exact beside the format do not count.
+    """
     ranges: dict[str, tuple[float, float]] = {}
 
     def look(path: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-        low, high = float(args[0].min()), float(args[0].max())
+        columns = model.rounded_columns(path)
+        x = args[0] if columns is None else args[0][..., columns]
+        low, high = float(x.min()), float(x.max())
         known = ranges.get(path, (low, high))
         ranges[path] = (min(low, known[0]), max(high, known[1]))
 
@@ -54,12 +59,17 @@ def static_activations(model: EmulatedModel, formats: PathFormats, ranges: Range
                 raise ConfigError(f"no measured range for '{path}'", value=path, allowed=ranges)
             extremes = torch.tensor([ranges[path]], dtype=torch.float32)
             scales = QUANTIZERS.get(fmt.kind).fit(extremes, fmt, None)
-            hook = partial(_round_static, fmt, scales)
+            hook = partial(_round_static, fmt, scales, model.rounded_columns(path))
             undo.callback(model.linear(path)[0].register_forward_pre_hook(hook).remove)
         yield
 
 
-def _round_static(fmt: NumberFormat, scales: Scales, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    work = args[0].float().reshape(1, -1).clone()
-    QUANTIZERS.get(fmt.kind).round_(work, scales, fmt)
-    return (work.view(args[0].shape).to(args[0].dtype), *args[1:])
+def _round_static(
+    fmt: NumberFormat, scales: Scales, columns: Tensor | None, _: nn.Module, args: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    def rounded(x: Tensor) -> Tensor:
+        work = x.float().reshape(1, -1).clone()
+        QUANTIZERS.get(fmt.kind).round_(work, scales, fmt)
+        return work.view(x.shape).to(x.dtype)
+
+    return (on_columns(args[0], columns, rounded), *args[1:])

@@ -59,9 +59,13 @@ def test_folder_is_complete(folder: Path) -> None:
 
 
 def test_quality_falls_with_the_bits(evaluator: QualityEvaluator) -> None:
-    """A wrong order of query and key rows, or a wrong tokenizer, gives perplexities in the hundreds."""
+    """A wrong order of query and key rows, or a wrong tokenizer, gives perplexities in the hundreds.
+
+    A plain transformers forward pass over these four sequences of 128 tokens gives 21.62 in float32 (34, 25,
+    19 and 14 by sequence); the text, and with it the number, is that of the Python at hand.
+    """
     reference = evaluator.reference()
-    assert 9 < reference.perplexity < 18
+    assert 15 < reference.perplexity < 30
     eight, four, three = (
         measured(evaluator, name) for name in ("int8_g64", "int4_g64_asym", "int3_g64_asym")
     )

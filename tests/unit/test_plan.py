@@ -66,3 +66,8 @@ def test_missing_keys_are_named(key: str) -> None:
     del document[key]
     with pytest.raises(ConfigError, match=f"{key}: is missing"):
         Plan.from_json(document)
+
+
+def test_unknown_keys_are_named_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match=r"prefil_chunks.*did you mean 'prefill_chunks'"):
+        Plan.from_json({**plan().to_json(), "prefil_chunks": 2})

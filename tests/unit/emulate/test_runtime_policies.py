@@ -172,3 +172,46 @@ def test_a_model_of_integer_products_is_the_fake_quantized_one(model: EmulatedMo
         applied_with(model, _formats(model, "int4_g32"), RuntimePolicy(integer_products=True)),
     ):
         pass
+
+
+def test_exact_columns_reach_every_way_of_rounding_inputs(model: EmulatedModel, ids: Tensor) -> None:
+    """With every column of every linear kept exact nothing is rounded, whichever policy rounds the inputs."""
+    formats = _formats(model, "bf16/int2_tensor/bf16")
+    paths = tuple(path for path, _ in formats.activations)
+    full = model.logits(ids)
+    ranges = measured_ranges(model, paths, ids)
+    phases = [Phase(0, formats), Phase(8, formats)]
+    with applied_by_position(model, phases):
+        assert not torch.allclose(model.logits(ids), full, atol=1e-3)
+    exact = {path: range(model.linear(path)[0].weight.shape[1]) for path in paths}
+    try:
+        model.prepare({}, "exact", exact)
+        with static_activations(model, formats.activations, ranges):
+            assert torch.allclose(model.logits(ids), full, atol=1e-4)
+        with applied_by_position(model, phases):
+            assert torch.allclose(model.logits(ids), full, atol=1e-4)
+    finally:
+        model.became("undone")
+
+
+def test_ranges_leave_out_exact_columns(model: EmulatedModel, ids: Tensor) -> None:
+    path = "model.layers.0.mlp.down_proj"
+    wide = measured_ranges(model, (path,), ids)[path]
+    seen = torch.cat([_input_of(model, path, part) for part in ids.split(1)])
+    loud = int(seen.abs().amax(0).argmax())
+    try:
+        model.prepare({}, "exact", {path: [loud]})
+        low, high = measured_ranges(model, (path,), ids)[path]
+    finally:
+        model.became("undone")
+    rest = torch.cat([seen[:, :loud], seen[:, loud + 1 :]], dim=1)
+    assert (low, high) == (float(rest.min()), float(rest.max()))
+    assert max(-wide[0], wide[1]) > max(-low, high)
+
+
+def _input_of(model: EmulatedModel, path: str, ids: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    hook = model.linear(path)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    model.logits(ids)
+    hook.remove()
+    return seen[0]
