@@ -24,6 +24,7 @@ from dse.capacity.fleet import (
     totals,
 )
 from dse.errors import ConfigError
+from dse.quiet import stdout_to_stderr
 
 OPTIMAL_GAP_FRAC = 1e-6
 MANY_OPTIONS = 40
@@ -103,7 +104,8 @@ def solve_directly(problem: FleetProblem, objective: FleetObjective, options: So
         time_limit=dt.timedelta(seconds=options.time_s),
         relative_gap_tolerance=options.gap_frac,
     )
-    result = mathopt.solve(program.model, mathopt.SolverType.HIGHS, params=parameters)
+    with stdout_to_stderr():
+        result = mathopt.solve(program.model, mathopt.SolverType.HIGHS, params=parameters)
     spent_s = time.monotonic() - began
     reason = result.termination.reason
     if not result.has_primal_feasible_solution():
@@ -121,13 +123,11 @@ def least_missed(problem: FleetProblem, options: SolverOptions | None = None) ->
 
     options = options or SolverOptions(shortfall=True)
     program = build_program(problem, "cost", options)
-    result = mathopt.solve(
-        program.model,
-        mathopt.SolverType.HIGHS,
-        params=mathopt.SolveParameters(
-            time_limit=dt.timedelta(seconds=options.time_s), relative_gap_tolerance=1e-3
-        ),
+    parameters = mathopt.SolveParameters(
+        time_limit=dt.timedelta(seconds=options.time_s), relative_gap_tolerance=1e-3
     )
+    with stdout_to_stderr():
+        result = mathopt.solve(program.model, mathopt.SolverType.HIGHS, params=parameters)
     if not result.has_primal_feasible_solution():
         return {}
     return {

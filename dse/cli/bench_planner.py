@@ -163,20 +163,23 @@ def _allocation_by_highs(name: str, penalty: Array, size: Array, budget: float, 
     import numpy as np
     from scipy import optimize, sparse
 
+    from dse.quiet import stdout_to_stderr
+
     began = time.monotonic()
     n_choices = penalty.shape[1]
     columns = np.arange(penalty.size)
     one_each = sparse.csr_matrix((np.ones(penalty.size), (columns // n_choices, columns)))
-    result = optimize.milp(
-        penalty.ravel(),
-        constraints=[
-            optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(size.ravel()[None] / budget, -np.inf, 1),
-        ],
-        integrality=np.ones(penalty.size),
-        bounds=optimize.Bounds(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": time_limit_s},
-    )
+    with stdout_to_stderr():
+        result = optimize.milp(
+            penalty.ravel(),
+            constraints=[
+                optimize.LinearConstraint(one_each, 1, 1),
+                optimize.LinearConstraint(size.ravel()[None] / budget, -np.inf, 1),
+            ],
+            integrality=np.ones(penalty.size),
+            bounds=optimize.Bounds(0, 1),
+            options={"mip_rel_gap": 0.0, "time_limit": time_limit_s},
+        )
     value = None if result.x is None else float(result.fun)
     bound = float(result.mip_dual_bound or 0.0)
     gap = 1.0 if value is None else (value - bound) / value

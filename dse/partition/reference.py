@@ -18,6 +18,7 @@ from dse.partition.lanes import Lane
 from dse.partition.problem import Array
 from dse.partition.relax import coupling_rows
 from dse.partition.relax_box import staircase_rows
+from dse.quiet import stdout_to_stderr
 
 Solver = Literal["highs", "scip", "sat"]
 
@@ -80,7 +81,8 @@ def solve_lane(
         n_cols,
     )
     run = _by_highs if solver == "highs" else _by_or_tools
-    value, bound = run(program, solver, time_limit_s, gap_frac)
+    with stdout_to_stderr():
+        value, bound = run(program, solver, time_limit_s, gap_frac)
     fixed = lane.terms.constant + float(lane.terms.linear @ lane.fixed)
     return ReferenceResult(
         solver,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,7 @@ import pytest
 from dse.cli.main import main
 
 BASE = ("plan", "llama-3.1-8b", "--workload", "chat", "--precisions", "bf16,int4_g64_asym")
-QUICK = ("--time-limit", "6")
-
+QUICK = ("--time-limit", "2")
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -97,3 +97,15 @@ def test_bad_values_are_one_line(words: tuple[str, ...], text: str, dse: Run) ->
     assert code == 2
     assert text in " ".join(error.split())
     assert "Traceback" not in error
+
+
+def test_json_is_all_of_stdout() -> None:
+    """In a process of its own, where solvers in C write to the descriptor itself."""
+    words = ["--cluster", "llmpq_cluster9", "--tensor-parallel", "auto", *QUICK, "--json"]
+    run = subprocess.run(
+        [sys.executable, "-c", "from dse.cli.main import main; main()", *BASE, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(run.stdout)["solver"]["value"] > 0

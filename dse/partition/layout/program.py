@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dse.partition.problem import Array
+from dse.quiet import stdout_to_stderr
 
 GAP_FRAC = 1e-4
 N_SCALINGS = 8
@@ -88,7 +89,8 @@ class Program:
         if integer:
             # one of SCIP's heuristics meets numerical trouble near the cutoff, and says so on the terminal
             solver.set_solver_specific_parameters(f"limits/gap = {GAP_FRAC}\nheuristics/alns/freq = -1")
-        solver.solve(model)
+        with stdout_to_stderr():
+            solver.solve(model)
         if solver.status() == helper.SolveStatus.INFEASIBLE:
             return Minimum(float("inf"), None)
         x = np.array(solver.variable_values()) * of_columns if solver.has_solution() else None
