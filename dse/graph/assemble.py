@@ -83,7 +83,11 @@ def _check_copies(skeleton: Skeleton, traced: list[Traced], source: ModelSource)
     for number, stack in enumerate(skeleton.stacks):
         copies = [i for i, part in enumerate(skeleton.parts) if (part.stack, part.kind) == (number, 0)]
         first, again = (
-            [replace(entry.op, live_elements=Extent()) for entry in traced if entry.part == part]
+            [
+                replace(entry.op, live_elements=Extent(), step_live_elements=None)
+                for entry in traced
+                if entry.part == part
+            ]
             for part in (copies[0], copies[-1])
         )
         if first != again:

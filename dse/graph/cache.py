@@ -13,7 +13,7 @@ from dse.graph.serialise import graph_from_json, graph_to_json
 from dse.graph.source import ModelSource
 
 # Raised whenever tracing would give another graph for the same configuration.
-TRACER_VERSION = 5
+TRACER_VERSION = 6
 
 
 def load_graph(source: ModelSource) -> OperatorGraph:

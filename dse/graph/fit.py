@@ -63,6 +63,12 @@ class Probe:
     powers: tuple[Powers, ...]
 
     @property
+    def step(self) -> Probe:
+        """Decode steps alone: what a module does differently for a single token is linear in the others."""
+        points = tuple(product(BATCHES, (1,), CONTEXTS))
+        return Probe(points, (), tuple((i, 0, m) for i in (0, 1) for m in (0, 1)))
+
+    @property
     def points(self) -> tuple[tuple[int, int, int], ...]:
         """All points."""
         return (*self.grid, *self.checks)

@@ -183,6 +183,8 @@ def _gate(module: Any, rows: torch.Tensor) -> torch.Tensor:
 def route_then_multiply(module: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Llama 4's mixture with its chosen experts only (transformers runs all of them on every token).
 
+    Otherwise step by step as the module: a row for each token and expert, scaled before the products.
+
     Args:
         module: has ``router``, ``experts`` and ``shared_expert``.
         hidden_states: (batch, length, width).
@@ -190,11 +192,32 @@ def route_then_multiply(module: Any, hidden_states: torch.Tensor) -> tuple[torch
     Returns:
         (tokens, width) and the router's logits.
     """
-    tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+    width, top_k = hidden_states.shape[-1], module.top_k
+    tokens = hidden_states.reshape(-1, width)
     scores, logits = module.router(tokens)
-    chosen = torch.empty(tokens.shape[0], module.top_k, dtype=torch.long, device=tokens.device)
-    routed = module.experts(tokens, chosen, scores[:, : module.top_k])
-    return module.shared_expert(tokens) + routed, logits
+    chosen = torch.empty(tokens.shape[0], top_k, dtype=torch.long, device=tokens.device)
+    rows = tokens.repeat(top_k, 1)
+    rows = rows * scores[:, :top_k].transpose(0, 1).reshape(-1, 1)
+    routed = module.experts(rows, chosen)
+    out = module.shared_expert(tokens)
+    out.add_(routed.reshape(top_k, -1, width).sum(dim=0))
+    return out, logits
+
+
+def scaled_experts(module: Any, rows: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Feed-forward of Llama 4's experts on rows that carry their weights already.
+
+    Args:
+        module: holds ``gate_up_proj`` and ``down_proj`` of all experts.
+        rows: (tokens * top k, width).
+        chosen: (tokens, top k) indices of experts.
+
+    Returns:
+        (tokens * top k, width).
+    """
+    gate_up = experts_linear(rows, module.gate_up_proj, None, chosen, transposed=True)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return experts_linear(up * module.act_fn(gate), module.down_proj, None, chosen, transposed=True)
 
 
 def convolution(
@@ -272,7 +295,7 @@ def scan_heads(
     result = _scan(hidden_states, B.shape[-1], [dt, A, B, C, D, dt_bias])
     if not return_final_states:
         return result
-    return result, _state(batch, heads, head_dim, B.shape[-1])
+    return result, _state(result, batch, heads, head_dim, B.shape[-1])
 
 
 def scan_heads_step(
@@ -293,7 +316,8 @@ def scan_heads_step(
     flat = (rows.shape[0], 1, -1)
     result = _scan(rows, state.shape[-1], [*once, B, C, D, dt_bias]).reshape(flat)
     if z is not None:
-        result = result * nn.functional.silu(z.reshape(flat))
+        with RECORDER.get().inside():  # prefills gate after the scan, so that it is an operator of its own
+            result = result * nn.functional.silu(z.reshape(flat))
     return result.reshape(hidden_states.shape)
 
 
@@ -312,7 +336,7 @@ def scan_channels(
     """Mamba's scan: (batch, channels, length) in and out, state (batch, channels, state width)."""
     batch, channels, _ = hidden_states.shape
     result = _scan(hidden_states, A.shape[-1], [dt, A, B, C, D, z, delta_bias])
-    return (result, _state(batch, channels, A.shape[-1])) if return_last_state else result
+    return (result, _state(result, batch, channels, A.shape[-1])) if return_last_state else result
 
 
 def scan_channels_step(
@@ -332,7 +356,11 @@ def scan_channels_step(
     return _scan(rows, state.shape[-1], [dt, A, B, C, D, z, dt_bias]).reshape(hidden_states.shape)
 
 
-def _state(*shape: int) -> torch.Tensor:
+def _state(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Return a final state, which the module holds until it returns while the cache keeps a copy."""
+    held = RECORDER.get().scratch(shape, like)
+    if held is not None:
+        return held
     with RECORDER.get().paused():
         return torch.empty(shape, dtype=torch.float32, device="meta")
 
@@ -372,4 +400,4 @@ def replace_dense_experts(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "Llama4TextMoe":
             module.forward = route_then_multiply.__get__(module)
-            module.experts.forward = routed_experts.__get__(module.experts)
+            module.experts.forward = scaled_experts.__get__(module.experts)

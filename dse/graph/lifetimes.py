@@ -46,6 +46,7 @@ class Lifetimes(TorchDispatchMode):
         self._of_encoder: set[int] = set()
         self._highest = 0  # since the last operation that counts
         self._paused = False
+        self._inside = False
         self._per_node: list[int] = []
         self._ignored = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
@@ -78,6 +79,15 @@ class Lifetimes(TorchDispatchMode):
         self._ignored.add(_key(whole))
         self._highest = 0
 
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Count of what is made inside only what is read afterwards: the rest stays in registers."""
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
     def scratch(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Return memory that a kernel uses and that counts while the caller holds it."""
         return torch.empty(shape, dtype=like.dtype, device=like.device)
@@ -102,7 +112,7 @@ class Lifetimes(TorchDispatchMode):
         if self._paused:
             return result
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        for tensor in outputs:
+        for tensor in outputs if not self._inside else ():
             self._follow(tensor)
         self._highest = max(self._highest, self._counted)
         name = func.overloadpacket.__name__

@@ -21,7 +21,6 @@ class Measured:
     kv_read_elements: int = 0
     kv_write_elements: int = 0
     state_elements: int = 0
-    live_elements: int = 0
     input_shapes: Shapes = ()
     output_shapes: Shapes = ()
     edges: dict[int | None, int] = field(default_factory=dict)

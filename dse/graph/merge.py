@@ -35,7 +35,7 @@ class Group:
     """Operations that make one operator.
 
     ``members`` are node indices in order; ``leaf`` says that it is a module of its own; ``label`` names it
-    below the module path otherwise; ``fullest`` is the member during which most activations exist.
+    below the module path otherwise.
     """
 
     kind: OpKind
@@ -45,7 +45,6 @@ class Group:
     members: list[int] = field(default_factory=list)
     trigonometry: bool = False
     label: str = ""
-    fullest: int | None = None
 
 
 def why_unsupported(name: str) -> str:

@@ -112,6 +112,8 @@ class Op:
             read and written once in a pass, which the activation traffic includes.
         live_elements: activations that exist while it runs, where the module itself runs its operators one
             after the other and holds what its callers hold; without the cache and an encoder's result.
+            ``step_live_elements``: the same in decode steps, where a recurrent state is updated in place
+            instead of being handed over; None where they are no special case.
         once: whether it runs in the first pass of a request only (query = context): an encoder, and the
             keys and values that cross-attention makes of the encoder's output.
     """
@@ -134,6 +136,7 @@ class Op:
     experts: Experts | None = None
     state_elements: Extent = Extent()
     live_elements: Extent = Extent()
+    step_live_elements: Extent | None = None
     once: bool = False
 
     @property
@@ -152,6 +155,9 @@ class Op:
         if self.attention is not None and self.attention.window is not None:
             context = np.minimum(context, np.asarray(query) + (self.attention.window - 1))
         sizes = extent(batch, query, context)
+        if field == "live_elements" and self.step_live_elements is not None:
+            step = (np.asarray(query) == 1) & (np.asarray(context) > 1)
+            sizes = np.where(step, self.step_live_elements(batch, query, context), sizes)
         if self.once:
             return sizes * (np.asarray(query) == np.asarray(context))
         return sizes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -133,6 +133,10 @@ class Recorder(TorchDispatchMode):
         """Tell that ``whole`` is the cache content after ``appended`` was added to it."""
         fresh = self._index(appended)
         self._add(whole, producer=None, cached=role, fresh=fresh)
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Record what a kernel does after its product as the operations that it does elsewhere."""
+        return nullcontext()
 
     def scratch(self, shape: tuple[int, ...], like: torch.Tensor) -> None:
         """Memory that a kernel uses inside moves nothing between operators."""

@@ -102,8 +102,10 @@ class RecordingCache(Cache):
         state_idx: int = 0,
         **settings: Any,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Keep the state of a scan."""
-        _keep_state(self.layers[layer_idx], state_idx, recurrent_states)
+        """Keep a copy of the state of a scan."""
+        with self._recorder.paused():
+            kept = torch.empty_like(recurrent_states)
+        _keep_state(self.layers[layer_idx], state_idx, kept)
         return recurrent_states
 
 

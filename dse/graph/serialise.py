@@ -131,6 +131,7 @@ def _op_to_json(op: Op) -> dict[str, Any]:
         "experts": None if op.experts is None else asdict(op.experts),
         "tied_to": op.tied_to,
         **({"once": True} if op.once else {}),
+        **({} if op.step_live_elements is None else {"step_live": _extent_to_json(op.step_live_elements)}),
     }
 
 
@@ -151,4 +152,5 @@ def _op_from_json(document: dict[str, Any]) -> Op:
         tied_to=document["tied_to"],
         experts=None if experts is None else Experts(**experts),
         once=document.get("once", False),
+        step_live_elements=_extent_from_json(document["step_live"]) if "step_live" in document else None,
     )

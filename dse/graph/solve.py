@@ -46,10 +46,14 @@ def solve(
     groups: list[Group],
     names: list[tuple[int | None, str]],
     measured: dict[Point, list[Measured]],
+    live: list[tuple[Extent, Extent | None]],
     probe: Probe,
     source: ModelSource,
 ) -> list[Traced]:
-    """Turn the numbers of all passes into operators with polynomial sizes."""
+    """Turn the numbers of all passes into operators with polynomial sizes.
+
+    ``live`` are the live elements of each group, in all passes and apart for decode steps.
+    """
     fitter = probe.fitter()
     owned: dict[str, str] = {}
     traced = []
@@ -71,7 +75,8 @@ def solve(
             attention=_geometry(skeleton, first, group, part),
             tied_to=tied_to,
             experts=_experts(first, group),
-            live_elements=fitter(tuple(of_group[point].live_elements for point in probe.grid)),
+            live_elements=live[position][0],
+            step_live_elements=live[position][1],
             **sizes,
         )
         traced.append(Traced(op, part, fit.edges(), of_group[probe.grid[0]].is_result))

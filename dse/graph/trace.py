@@ -17,9 +17,10 @@ from transformers import EncoderDecoderCache
 
 from dse.errors import ConfigError
 from dse.graph.assemble import assemble, name_groups
-from dse.graph.fit import VISION
+from dse.graph.extent import Extent
+from dse.graph.fit import VISION, Probe
 from dse.graph.lifetimes import Lifetimes, in_float32
-from dse.graph.measure import Measured, measure
+from dse.graph.measure import measure
 from dse.graph.merge import Group, merge, why_unsupported
 from dse.graph.operator import OperatorGraph
 from dse.graph.record import Recorder, Recording
@@ -50,8 +51,8 @@ def trace_model(source: ModelSource) -> OperatorGraph:
     groups = merge(first, skeleton.model, source.name)
     measured = {point: measure(recording, groups) for point, recording in recordings.items()}
     names = name_groups(skeleton, groups)
-    _measure_lifetimes(skeleton, groups, measured, source)
-    traced = solve(skeleton, first, groups, names, measured, probe, source)
+    live = _live_elements(skeleton, groups, source)
+    traced = solve(skeleton, first, groups, names, measured, live, probe, source)
     graph = assemble(skeleton, traced, source)
     counted = sum(op.parameters * part.repeats for part in graph.parts for op in part.ops)
     if counted != skeleton.parameters:
@@ -86,29 +87,45 @@ def _run(skeleton: Skeleton, point: Point, source: ModelSource) -> Recording:
     return _forward(skeleton, recorder, cache, batch, query, source)
 
 
-def _measure_lifetimes(
-    skeleton: Skeleton, groups: list[Group], measured: dict[Point, list[Measured]], source: ModelSource
-) -> None:
-    """Fill in how many elements exist while each group runs, at the points that are fitted."""
+def _live_elements(
+    skeleton: Skeleton, groups: list[Group], source: ModelSource
+) -> list[tuple[Extent, Extent | None]]:
+    """Return how many elements exist while each group runs, and in decode steps where those differ.
+
+    They differ where a recurrent state is updated in place instead of being computed anew.
+    """
     model = in_float32(skeleton.model)
-    encoder = model.get_submodule(skeleton.encoder) if skeleton.encoder else None
-    for point in skeleton.probe.grid:
-        batch, query, context = point
-        lifetimes = Lifetimes(model, encoder)
-        cache = RecordingCache(lifetimes, skeleton.cache_kinds)
-        if skeleton.cache_argument is not None:
-            cache.fill(skeleton.layouts, batch, context - query)
-        tokens = _input(skeleton, batch, query, torch.float32)
-        try:
-            live = lifetimes.run(_call(skeleton, model, tokens, cache), [tokens])
-        except Exception as error:
-            raise ConfigError(_explain(error), file=source.name) from error
-        for group, numbers in zip(groups, measured[point], strict=True):
-            # The same operation at every point: where most exists at the first one.
-            group.fullest = (
-                group.fullest if group.fullest is not None else max(group.members, key=live.__getitem__)
-            )
-            numbers.live_elements = live[group.fullest]
+    passes = _fit_lifetimes(skeleton, model, groups, skeleton.probe, source)
+    if not any(layout.states for layout in skeleton.layouts):
+        return [(extent, None) for extent in passes]
+    return list(
+        zip(passes, _fit_lifetimes(skeleton, model, groups, skeleton.probe.step, source), strict=True)
+    )
+
+
+def _fit_lifetimes(
+    skeleton: Skeleton, model: torch.nn.Module, groups: list[Group], probe: Probe, source: ModelSource
+) -> list[Extent]:
+    """Return the live elements of each group as polynomials that take their values on the probe's grid."""
+    live = [_lifetimes(skeleton, model, point, source) for point in probe.grid]
+    # The same operation at every point: where most exists at the first one.
+    fullest = [max(group.members, key=live[0].__getitem__) for group in groups]
+    fitter = probe.fitter()
+    return [fitter(tuple(numbers[index] for numbers in live)) for index in fullest]
+
+
+def _lifetimes(skeleton: Skeleton, model: torch.nn.Module, point: Point, source: ModelSource) -> list[int]:
+    """Return how many elements exist at each operation of one pass."""
+    batch, query, context = point
+    lifetimes = Lifetimes(model, model.get_submodule(skeleton.encoder) if skeleton.encoder else None)
+    cache = RecordingCache(lifetimes, skeleton.cache_kinds)
+    if skeleton.cache_argument is not None:
+        cache.fill(skeleton.layouts, batch, context - query)
+    tokens = _input(skeleton, batch, query, torch.float32)
+    try:
+        return lifetimes.run(_call(skeleton, model, tokens, cache), [tokens])
+    except Exception as error:
+        raise ConfigError(_explain(error), file=source.name) from error
 
 
 def _forward(
