@@ -15,6 +15,9 @@ import numpy as np
 from cost_models.work import Floats
 from hardware_specs.spec import HardwareSpec, KernelProfile
 
+LEAST_S = float(np.finfo(np.float64).tiny)
+"""What a time is divided by at least, so that 0 / 0 is 0."""
+
 
 @dataclass(frozen=True)
 class KernelTimes:
@@ -31,8 +34,7 @@ def smooth_max(first: Floats, second: Floats, exponent: float) -> Floats:
     Between the maximum and 2^(1/p) times it. Scaled by the maximum, so that no power under- or overflows.
     """
     high = np.maximum(first, second)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(high > 0, np.minimum(first, second) / high, 0.0)
+    ratio = np.minimum(first, second) / np.maximum(high, LEAST_S)
     return high * (1.0 + ratio**exponent) ** (1.0 / exponent)
 
 

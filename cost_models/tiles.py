@@ -7,6 +7,8 @@ size of the result, and so does their minimum: the model stays monotone.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,13 +34,18 @@ def padded_elements(rows: Floats, columns: Floats, n_cores: int, tiling: Tiling)
     For a tile of area a, t tiles and s parts: ``a * (t s)^(1-w) * (cores * ceil(t s / cores))^w / s`` times
     the losses of small tiles and of cutting, w = ``wave_frac``; the least over shapes and cuts.
     """
-    m, n = np.broadcast_arrays(np.asarray(rows, dtype=np.float64), np.asarray(columns, dtype=np.float64))
-    extra = (slice(None), *(None,) * m.ndim)
+    m, n = np.asarray(rows, dtype=np.float64), np.asarray(columns, dtype=np.float64)
+    extra = (slice(None), *(None,) * max(m.ndim, n.ndim))
     n_tiles = np.ceil(m / _ROWS[extra]) * np.ceil(n / _COLUMNS[extra]) * _SPLIT[extra]
     paid = n_tiles
     if tiling.wave_frac > 0:
         waves = np.ceil(n_tiles / n_cores) * n_cores
         paid = n_tiles ** (1.0 - tiling.wave_frac) * waves**tiling.wave_frac
-    loss = _AREA / _SPLIT * tiling.small_loss**_HALVINGS * np.where(_SPLIT > 1, 1.0 + tiling.split_loss, 1.0)
-    least: NDArray[np.float64] = (paid * loss[extra]).min(axis=0)
+    least: NDArray[np.float64] = (paid * _loss(tiling)[extra]).min(axis=0)
     return least
+
+
+@lru_cache(maxsize=1024)
+def _loss(tiling: Tiling) -> NDArray[np.float64]:
+    """Return what an element costs in each shape and cut, whole tiles apart."""
+    return _AREA / _SPLIT * tiling.small_loss**_HALVINGS * np.where(_SPLIT > 1, 1.0 + tiling.split_loss, 1.0)

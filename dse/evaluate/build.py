@@ -6,25 +6,26 @@ matrix that says which operator belongs to which unit turns operator costs into 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
 from cost_models.energy import energy_gaps
 from cost_models.pricing import join_provenance
-from cost_models.work import Floats
 from dse.errors import ConfigError
 from dse.evaluate.beside import NO_EXTRAS, Extras
 from dse.evaluate.cost_table import Array, CostTable
 from dse.evaluate.device_costs import DeviceWays, device_ways, price_device
 from dse.evaluate.footprint import (
-    activation_peak_elements,
+    EdgeBytes,
+    LivePeak,
     block_fixed_bytes,
     block_state_bytes,
     edge_bytes,
-    kv_bytes_per_token,
+    kept_frac,
+    kv_position_bytes,
 )
 from dse.evaluate.fusion import with_fused_norms
 from dse.evaluate.kernel_path import float_kind
@@ -76,6 +77,21 @@ class CostModel:
         """The kernels of each member for each precision."""
         return tuple(device_ways(spec, self.precisions) for spec, _ in self.members)
 
+    @cached_property
+    def peak(self) -> LivePeak:
+        """When activations are live."""
+        return LivePeak.of(self.fused)
+
+    @cached_property
+    def layer_bytes(self) -> LayerBytes:
+        """What layers hold beside weights."""
+        return LayerBytes.of(self.fused, self.fixed.stack, self.precisions)
+
+    @cached_property
+    def facts(self) -> DeviceFacts:
+        """What the members need no pricing for."""
+        return DeviceFacts.of(self.members, self.fixed.stack)
+
     def table(self, workload: Workload, micro_batches: Sequence[int], n_chunks: int = 1) -> CostTable:
         """Return the dense table of a workload (see ``build_cost_table``)."""
         _check(self.precisions, self.specs, micro_batches)
@@ -88,6 +104,7 @@ class CostModel:
             decode_contexts(workload),
             n_chunks,
         )
+        at_longest = sizes.at_longest_contexts()
         prepared = prepare(self.fixed, sizes)
         stack = prepared.stack
         devices = [
@@ -95,16 +112,12 @@ class CostModel:
             for (spec, group), ways in zip(self.members, self.ways, strict=True)
         ]
         names = (*specs, *(group.name for group in self.groups))
-        members = [(spec, 1 if group is None else group.degree) for spec, group in self.members]
         unit, layer, first, last = (
             np.stack([getattr(device, part) for device in devices], axis=3)
             for part in ("unit", "layer", "first", "last")
         )
-        provenance = devices[0].provenance
-        for device in devices[1:]:
-            provenance = join_provenance(provenance, device.provenance)
-        static = [spec.power.static_w for spec, _ in members]
-        edges = edge_bytes(graph)
+        provenance = reduce(join_provenance, (device.provenance for device in devices))
+        held, facts = self.layer_bytes, self.facts
         return CostTable(
             units=tuple(units),
             devices=names,
@@ -130,28 +143,18 @@ class CostModel:
             first_span_s=first[2:] + overhead_s,
             last_span_s=last[2:],
             unit_weight_bytes=stack.linear_of_unit @ prepared.stored,
-            unit_kv_bytes_per_token=stack.attention_of_unit
-            @ _kv_bytes(stack.attentions, precisions, workload.total_context),
-            kv_copies=np.stack([_kv_copies(stack, degree) for _, degree in members]),
-            layer_fixed_bytes=np.array([block_fixed_bytes(block) for block in graph.blocks])[
-                stack.template_of_layer
-            ],
-            layer_state_bytes=np.array([block_state_bytes(block) for block in graph.blocks])[
-                stack.template_of_layer
-            ],
-            first_bytes=edges.first,
-            last_bytes=edges.last,
-            tied_bytes=edges.tied,
-            activation_bytes=_per_phase(
-                sizes, lambda batch, query, context: activation_peak_elements(graph, batch, query, context)
-            ),
-            hop_bytes=_per_phase(
-                sizes,
-                lambda batch, query, context: batch * _crossing(graph, query, context) * graph.hidden_size,
-            ),
-            reserve_bytes=np.array([spec.reserve_bytes for spec, _ in members]),
-            static_w=np.array([(value or 0.0) * n for value, (_, n) in zip(static, members, strict=True)]),
-            energy_gaps=tuple(energy_gaps(spec, float_kind(spec)) for spec, _ in members),
+            unit_kv_bytes_per_token=stack.attention_of_unit @ held.cached_per_token(workload.total_context),
+            kv_copies=facts.kv_copies,
+            layer_fixed_bytes=held.fixed,
+            layer_state_bytes=held.state,
+            first_bytes=held.edges.first,
+            last_bytes=held.edges.last,
+            tied_bytes=held.edges.tied,
+            activation_bytes=SIXTEEN_BIT_BYTES * np.asarray(self.peak(*at_longest)),
+            hop_bytes=SIXTEEN_BIT_BYTES * graph.hidden_size * _crossing(graph, at_longest),
+            reserve_bytes=facts.reserve_bytes,
+            static_w=facts.static_w,
+            energy_gaps=facts.energy_gaps,
             provenance=provenance,
             n_chunks=n_chunks,
         )
@@ -213,13 +216,60 @@ def _check(
             raise ConfigError(f"must be at least 1, but got {size}", path="micro_batches", value=size)
 
 
-def _kv_bytes(attentions: Sequence[Attention], precisions: Sequence[Precision], context: int) -> Array:
-    """Return (A, Q) cached bytes per position."""
-    table = [
-        [kv_bytes_per_token(attention, precision.kv, context) for precision in precisions]
-        for attention in attentions
-    ]
-    return np.asarray(table, dtype=np.float64).reshape(len(attentions), len(precisions))
+@dataclass(frozen=True)
+class LayerBytes:
+    """What layers hold beside weights.
+
+    Attributes:
+        attentions, of_position: the (A, Q) cached bytes of a position that each attention operator keeps.
+        fixed, state: (L,) bytes of norms and of recurrent state.
+        edges: embedding and head.
+    """
+
+    attentions: tuple[Attention, ...]
+    of_position: Array
+    fixed: Array
+    state: Array
+    edges: EdgeBytes
+
+    @classmethod
+    def of(cls, graph: OperatorGraph, stack: OpStack, precisions: Sequence[Precision]) -> LayerBytes:
+        """Look up a graph."""
+        shape = (len(stack.attentions), len(precisions))
+        table = [[kv_position_bytes(part, entry.kv) for entry in precisions] for part in stack.attentions]
+        fixed, state = (
+            np.array([count(block) for block in graph.blocks])[stack.template_of_layer]
+            for count in (block_fixed_bytes, block_state_bytes)
+        )
+        of_position = np.asarray(table, dtype=np.float64).reshape(shape)
+        return cls(stack.attentions, of_position, fixed, state, edge_bytes(graph))
+
+    def cached_per_token(self, context: int) -> Array:
+        """Return (A, Q) cached bytes per position, the mean over a context."""
+        kept = np.array([kept_frac(attention, context) for attention in self.attentions])
+        return kept.reshape(-1, 1) * self.of_position
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What of a cost table no size changes: its fields of these names."""
+
+    kv_copies: Array
+    reserve_bytes: Array
+    static_w: Array
+    energy_gaps: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, members: Sequence[tuple[HardwareSpec, TensorGroup | None]], stack: OpStack) -> DeviceFacts:
+        """Look up devices and groups."""
+        degrees = [1 if group is None else group.degree for _, group in members]
+        static = [(spec.power.static_w or 0.0) * n for (spec, _), n in zip(members, degrees, strict=True)]
+        return cls(
+            np.stack([_kv_copies(stack, degree) for degree in degrees]),
+            np.array([spec.reserve_bytes for spec, _ in members]),
+            np.array(static),
+            tuple(energy_gaps(spec, float_kind(spec)) for spec, _ in members),
+        )
 
 
 def _kv_copies(stack: OpStack, degree: int) -> Array:
@@ -229,16 +279,7 @@ def _kv_copies(stack: OpStack, degree: int) -> Array:
     return np.where(owners > 0, stack.attention_of_unit @ copies / np.maximum(owners, 1.0), 1.0)
 
 
-def _crossing(graph: OperatorGraph, query: Floats, context: Floats) -> Floats:
-    """Return the positions that cross a cut: in the first pass an encoder's too."""
-    return query + (graph.source_tokens or 0) if query == context else query
-
-
-def _per_phase(sizes: Sizes, elements: Callable[[Array, Floats, Floats], Floats]) -> Array:
-    """Return (P, M) bytes of 16-bit elements, at the longest context."""
-    longest = (sizes.prompt, float(sizes.contexts.max()))
-    shape = sizes.micro_batches.shape
-    out = np.empty((2, *shape))
-    for p, (_, batch, query, _) in enumerate(sizes.of_phases()):
-        out[p] = SIXTEEN_BIT_BYTES * np.asarray(elements(batch, query, longest[p]))
-    return out
+def _crossing(graph: OperatorGraph, sizes: tuple[Array, Array, Array]) -> Array:
+    """Return (P, M) positions that cross a cut: in the first pass an encoder's too."""
+    batch, query, context = sizes
+    return batch * (query + np.where(query == context, float(graph.source_tokens or 0), 0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from cost_models.work import Provenance
 from dse.formats.precision import Precision
 from dse.graph.units import Unit
 
-PHASES = ("prefill", "decode")
+PHASES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 Array = NDArray[np.float64]
 
 

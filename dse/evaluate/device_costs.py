@@ -22,20 +22,22 @@ from dse.evaluate.beside import (
     quantize_work,
     rotation_works,
 )
-from dse.evaluate.cost_table import Array
+from dse.evaluate.cost_table import PHASES, Array
 from dse.evaluate.kernel_path import LinearPath, float_kind, linear_path, supports
 from dse.evaluate.lowering import (
     SIXTEEN_BIT_BYTES,
+    KvTraffic,
+    Phase,
     active_matrices,
-    attention_work,
+    attention_traffic_work,
     linear_rows,
     linear_work,
     lower,
     programmable,
     runs,
 )
-from dse.evaluate.prepared import EdgeParts, Prepared, stacked
-from dse.evaluate.sizes import PhaseSizes, Sizes
+from dse.evaluate.prepared import Prepared
+from dse.evaluate.sizes import LAST_POSITION, PhaseSizes, Sizes
 from dse.evaluate.tensor_parallel import (
     TensorGroup,
     all_reduce_costs,
@@ -45,7 +47,7 @@ from dse.evaluate.tensor_parallel import (
 )
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import NumberFormat, Precision
-from dse.graph.operator import Attention, OperatorGraph
+from dse.graph.operator import Attention, Op, OperatorGraph
 from hardware_specs.spec import HardwareSpec
 
 UNQUANTIZED = parse_precision("bf16/bf16/bf16")
@@ -134,29 +136,40 @@ def price_device(
     degree = 1 if group is None else group.degree
     pricer = _Pricer(spec, degree)
     ways = device_ways(spec, precisions) if ways is None else ways
-    stack = prepared.stack
+    stack, n_blocks = prepared.stack, len(graph.blocks)
     linear = _linear_costs(pricer, prepared, precisions, ways, extras)
     attention = _attention_costs(pricer, stack.attentions, len(precisions), ways, sizes)
-    per_template = np.zeros((*linear.shape[:3], len(graph.blocks)))
-    if prepared.elementwise is not None:
-        work = replace(prepared.elementwise, compute=float_kind(spec))
-        work = _part_of(work, elementwise_parts(stack.others, degree))
-        others = pricer(work, (*linear.shape[1:3], len(stack.others)))
-        per_template = others @ stack.other_of_template.T
+    parts = _elementwise_costs(pricer, prepared)
+    per_template = parts[..., :n_blocks]
     if extras.transform != "none":
         per_template = per_template + _rotation_costs(pricer, graph, sizes.of_phases(), extras)
     if group is not None:
         per_template = per_template + _with_span(all_reduce_costs(group, _messages(graph, sizes)))
+    batch, query, context = sizes.points()
+    at_last = np.full_like(query, LAST_POSITION)
+    first = parts[..., n_blocks] + _edge_costs(pricer, prepared.fixed.first, (batch, query, context))
+    last = parts[..., n_blocks + 1] + _edge_costs(pricer, prepared.fixed.last, (batch, at_last, context))
     # only the last pass of a prompt needs the head
     passes = np.array([sizes.n_chunks, 1.0])[:, None]
     return DeviceCosts(
         ways.reasons,
         stack.linear_of_unit @ linear + stack.attention_of_unit @ attention,
         per_template[..., stack.template_of_layer],
-        _edge_costs(pricer, prepared.fixed.first, sizes.of_phases()),
-        _edge_costs(pricer, prepared.fixed.last, sizes.of_epilogue()) / passes,
+        first,
+        last / passes,
         pricer.provenance,
     )
+
+
+def _elementwise_costs(pricer: _Pricer, prepared: Prepared) -> Array:
+    """Return (4, P, M, T + 2) of the templates, of the part before and of the part after."""
+    stack, others = prepared.fixed.elementwise, prepared.stack.others
+    work = replace(prepared.elementwise, compute=float_kind(pricer.spec))
+    if pricer.n_devices > 1:
+        share = np.ones(len(stack.n_launches))
+        share[: len(others)] = elementwise_parts(others, pricer.n_devices)
+        work = _part_of(work, share)
+    return pricer(work, np.shape(work.read_bytes)) @ stack.of_part.T
 
 
 def _with_span(costs: Array) -> Array:
@@ -209,34 +222,31 @@ def _linear_costs(
     extras: Extras,
 ) -> Array:
     """Return (4, P, M, O, Q): one pricing call per kernel path, for all operators and precisions of it."""
-    linears = prepared.stack.linears
-    shape = [op.weight_shape for op in linears if op.weight_shape is not None]
-    outputs, inputs = np.reshape(np.array(shape, dtype=np.float64), (-1, 2)).T[:, :, None]
-    of_outputs, of_inputs = (part[:, None] for part in linear_parts(linears, pricer.n_devices))
+    fixed = prepared.fixed
+    of_outputs, of_inputs = linear_parts(prepared.stack.linears, pricer.n_devices)
+    outputs, inputs = (fixed.outputs * of_outputs)[:, None], (fixed.inputs * of_inputs)[:, None]
     rows, used = prepared.rows[..., None], prepared.used[..., None]
-    matrices = used * prepared.fixed.matrices[:, None]
+    matrices = used * fixed.matrices[:, None]
+    launches = fixed.launches[:, None] * (used > 0)
     costs = np.zeros((N_COSTS, *prepared.rows.shape, len(precisions)))
     for path, members in ways.linear:
+        row_bytes = fixed.row_bytes[:, members] * of_inputs[:, None]
         work = linear_work(
             path,
             rows,
-            outputs * of_outputs * used,
-            inputs * of_inputs,
-            prepared.fixed.read[:, members] * (used / pricer.n_devices),
-            prepared.fixed.row_bytes[:, members] * (of_inputs * matrices),
-            prepared.fixed.launches[:, None],
-            prepared.fixed.sums[:, members],
+            outputs * used,
+            inputs,
+            fixed.read[:, members] * (used / pricer.n_devices),
+            row_bytes * matrices,
+            fixed.launches[:, None],
+            fixed.sums[:, members],
+            launches,
         )
-        launches = prepared.fixed.launches[:, None] * (used > 0)
-        work = replace(work, n_launches=launches)
-        shape_of_costs = (*prepared.rows.shape, len(members))
-        costs[..., members] = pricer(work, shape_of_costs)
+        shape = (*prepared.rows.shape, len(members))
+        costs[..., members] = pricer(work, shape)
         if path.quantizes_before and programmable(pricer.spec):
-            row_bytes = prepared.fixed.row_bytes[:, members] * of_inputs
-            work = quantize_work(
-                float_kind(pricer.spec), rows * matrices, inputs * of_inputs, row_bytes, launches
-            )
-            costs[..., members] += pricer(work, shape_of_costs)
+            work = quantize_work(float_kind(pricer.spec), rows * matrices, inputs, row_bytes, launches)
+            costs[..., members] += pricer(work, shape)
     if extras.outliers is not None:
         quantized = [q for q in ways.chosen if extras.keeps(precisions[q].weights) is not None]
         costs[..., quantized] += _outlier_costs(pricer, prepared, extras.outliers)[..., None]
@@ -288,42 +298,33 @@ def _rotation_costs(
 def _attention_costs(
     pricer: _Pricer, attentions: Sequence[Attention], n_precisions: int, ways: DeviceWays, sizes: Sizes
 ) -> Array:
-    """Return (4, P, M, A, Q): one pair of pricing calls per operator and KV format, mean over contexts."""
-    batch = sizes.micro_batches
+    """Return (4, P, M, A, Q), mean over contexts: a pair of pricing calls per operator for all KV formats."""
+    batch, compute = sizes.micro_batches[:, None], float_kind(pricer.spec)
     costs = np.zeros((N_COSTS, 2, len(batch), len(attentions), n_precisions))
     for a, whole in enumerate(attentions):
         attention = attention_part(whole, pricer.n_devices)
-        for kv, members in ways.kv:
-            prefill = attention_work(
-                attention, kv, pricer.spec, "prefill", batch[:, None], sizes.chunk, sizes.prefill_contexts
-            )
-            decode = attention_work(attention, kv, pricer.spec, "decode", batch[:, None], 1.0, sizes.contexts)
-            per_pass = pricer(prefill, (len(batch), sizes.n_chunks))
-            costs[:, 0][:, :, a, members] = per_pass.mean(axis=-1)[..., None]
-            if whole.once:
-                continue
-            per_context = pricer(decode, (len(batch), len(sizes.contexts)))
-            costs[:, 1][:, :, a, members] = per_context.mean(axis=-1)[..., None]
+        cache = KvTraffic.of(attention, [kv for kv, _ in ways.kv])
+        sized: list[tuple[Phase, Floats, Array]] = [("prefill", sizes.chunk, sizes.prefill_contexts)]
+        if not whole.once:
+            sized.append(("decode", 1.0, sizes.contexts))
+        for p, (phase, query, contexts) in enumerate(sized):
+            work = attention_traffic_work(attention, cache, compute, phase, batch, query, contexts)
+            mean = pricer(work, (len(ways.kv), len(batch), len(contexts))).mean(axis=-1)
+            for k, (_, members) in enumerate(ways.kv):
+                costs[:, p, :, a, members] = mean[:, k]  # (members, 4, M): the index comes first
     return costs
 
 
-def _edge_costs(pricer: _Pricer, edge: EdgeParts, phases: Sequence[PhaseSizes]) -> Array:
-    """Return (4, P, M) of the unquantized operators before the first or after the last block."""
-    shape = (len(phases), *phases[0][1].shape)
-    total = np.zeros((N_COSTS, *shape))
-    wide = float_kind(pricer.spec)
-    if edge.elementwise.ops:
-        work = edge.elementwise.work(wide, phases)
-        total += pricer(work, (*shape, len(edge.elementwise.ops))).sum(axis=-1)
-    for op in edge.others:
-        works = [
-            lower(op, UNQUANTIZED, pricer.spec, phase, batch, query, context)
-            for phase, batch, query, context in phases
-        ]
-        if op.kind == "linear" and all(runs(op, phase) for phase, *_ in phases):
-            joined = _part_of_head(stacked(works, phases[0][1].shape), pricer.n_devices)
-            total += pricer(joined, shape)
+def _edge_costs(pricer: _Pricer, ops: Sequence[Op], points: tuple[Array, Array, Array]) -> Array:
+    """Return (4, P, M) of unquantized products before the first or after the last block, at (P, M) sizes."""
+    batch, query, context = points
+    total = np.zeros((N_COSTS, *batch.shape))
+    for op in ops:
+        if op.kind == "linear" and all(runs(op, phase) for phase in PHASES):
+            work = lower(op, UNQUANTIZED, pricer.spec, "prefill", batch, query, context)
+            total += pricer(_part_of_head(work, pricer.n_devices), batch.shape)
             continue
-        for p, work in enumerate(works):
-            total[:, p] += pricer(work, shape[1:])
+        for p, phase in enumerate(PHASES):
+            work = lower(op, UNQUANTIZED, pricer.spec, phase, batch[p], query[p], context[p])
+            total[:, p] += pricer(work, batch.shape[1:])
     return total

@@ -10,6 +10,8 @@ element, quantizing an activation 3, reading a quantized KV element 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -116,6 +118,7 @@ def linear_work(
     activation_row_bytes: Floats,
     input_share: Floats = 1.0,
     sums_per_output: Floats = 0.0,
+    n_launches: Floats = 1.0,
 ) -> Work:
     """Return the work of y[m, n] = x[m, k] W[n, k]^T; all arguments broadcast.
 
@@ -128,6 +131,7 @@ def linear_work(
             traffic of quantizing is whole, because the cost model gives it the share of the launch.
         sums_per_output: vector operations for each output where the array scales its partial sums
             (``beside.scaled_sums_per_output``).
+        n_launches: 1 / n where n products run as one kernel.
     """
     vector_flop: Floats = 0.0
     quantize_bytes: Floats = 0.0
@@ -148,16 +152,54 @@ def linear_work(
         read_bytes=stored_weight_bytes + rows * activation_row_bytes * input_share,
         write_bytes=rows * outputs * SIXTEEN_BIT_BYTES,
         rows=rows,
+        n_launches=n_launches,
         weight_bytes=stored_weight_bytes,
         quantize_bytes=quantize_bytes,
         shape=(outputs, inputs),
     )
 
 
+@dataclass(frozen=True)
+class KvTraffic:
+    """What cache formats change: (K, 1, 1) bytes of a position, and operations to read one back."""
+
+    token_bytes: Floats
+    expand_ops: Floats
+
+    @classmethod
+    def of(cls, attention: Attention, formats: Sequence[NumberFormat]) -> KvTraffic:
+        """Look up some formats; sizes broadcast behind their axis."""
+        heads, dim = attention.cached_heads, int(attention.cached_dim)
+        found = [
+            (
+                kv_bits_per_token(kv, heads, dim) / BITS_PER_BYTE,
+                0.0 if kv.is_float else EXPAND_OPS_PER_ELEMENT * 2.0 * heads * dim,
+            )
+            for kv in formats
+        ]
+        token_bytes, expand_ops = np.array(found).T[:, :, None, None]
+        return cls(token_bytes, expand_ops)
+
+
 def attention_work(
     attention: Attention,
     kv: NumberFormat,
     spec: HardwareSpec,
+    phase: Phase,
+    batch: Floats,
+    query: Floats,
+    context: Floats,
+) -> Work:
+    """Return ``attention_traffic_work`` of one cache format; sizes broadcast."""
+    every = KvTraffic.of(attention, [kv])
+    one = KvTraffic(float(np.squeeze(every.token_bytes)), float(np.squeeze(every.expand_ops)))
+    return attention_traffic_work(attention, one, float_kind(spec), phase, batch, query, context)
+
+
+def attention_traffic_work(
+    attention: Attention,
+    cache: KvTraffic,
+    compute: str,
     phase: Phase,
     batch: Floats,
     query: Floats,
@@ -171,9 +213,7 @@ def attention_work(
     and values of the encoder's positions in the prefill, and reads them in every pass.
     """
     heads, width = attention.n_heads, attention.n_heads * attention.product_dim
-    cached_heads, cached_dim = attention.cached_heads, int(attention.cached_dim)
-    token_bytes = kv_bits_per_token(kv, cached_heads, cached_dim) / BITS_PER_BYTE
-    kv_width = cached_heads * cached_dim
+    token_bytes = cache.token_bytes
     source = attention.source_tokens
     if source is not None:  # keys and values of an encoder's input
         query, context = (query if attention.cross else source), np.full(np.shape(context), float(source))
@@ -185,7 +225,6 @@ def attention_work(
     attended = np.asarray(context, dtype=np.float64)
     if window is not None:
         attended = np.minimum(attended, np.asarray(query, dtype=np.float64) + window - 1)
-    expand = 0.0 if kv.is_float else EXPAND_OPS_PER_ELEMENT * batch * attended * 2.0 * kv_width
     fresh = batch * np.asarray(query, dtype=np.float64)
     kept: Floats = fresh
     if attention.cross:  # kept from the first pass on
@@ -195,9 +234,9 @@ def attention_work(
     return Work(
         kernel="attention_prefill" if is_prefill else "attention_decode",
         profile="attention_prefill" if is_prefill else "attention_decode",
-        compute=float_kind(spec),
+        compute=compute,
         flop=4.0 * batch * width * pairs,
-        vector_flop=batch * heads * pairs + (0.0 if is_prefill else expand),
+        vector_flop=batch * heads * pairs + (0.0 if is_prefill else cache.expand_ops * batch * attended),
         read_bytes=fresh * width * SIXTEEN_BIT_BYTES + batch * attended * token_bytes,
         write_bytes=fresh * width * SIXTEEN_BIT_BYTES + kept * token_bytes,
         rows=query,

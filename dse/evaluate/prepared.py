@@ -6,13 +6,13 @@ Axis letters as in ``dse.evaluate.device_costs``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from cost_models.work import Work
 from dse.evaluate.beside import NO_EXTRAS, Extras, scaled_sums_per_output
-from dse.evaluate.cost_table import Array
+from dse.evaluate.cost_table import PHASES, Array
 from dse.evaluate.fusion import launch_shares
 from dse.evaluate.lowering import (
     BITS_PER_BYTE,
@@ -23,7 +23,7 @@ from dse.evaluate.lowering import (
     runs,
     weight_bytes,
 )
-from dse.evaluate.sizes import PhaseSizes, Sizes
+from dse.evaluate.sizes import LAST_POSITION, Sizes
 from dse.evaluate.stack import OpStack
 from dse.formats.precision import Precision
 from dse.formats.storage import row_bits
@@ -35,63 +35,77 @@ from hardware_specs.spec import RuntimeProfile
 
 @dataclass(frozen=True)
 class ElementwiseStack:
-    """Element-wise operators whose work is evaluated together (see ``lowering.elementwise_work``)."""
+    """Element-wise operators whose work is evaluated together (see ``lowering.elementwise_work``).
 
-    ops: tuple[Op, ...]
+    Those of the block templates come first, then those before the first block and those after the last.
+
+    Attributes:
+        vector_flop, read_elements, write_elements: of each.
+        n_launches: (E,) of each; ``runs_in`` (P, 1, E) is 0 where a phase does not run it.
+        of_part: (T + 2, E) is 1 where it belongs to a template, to the part before, to the part after.
+    """
+
     vector_flop: ExtentStack
     read_elements: ExtentStack
     write_elements: ExtentStack
     n_launches: Array
+    runs_in: Array
+    of_part: Array
 
     @classmethod
-    def of(cls, ops: Sequence[Op]) -> ElementwiseStack:
-        """Stack operators in order."""
+    def of(cls, graph: OperatorGraph, stack: OpStack) -> ElementwiseStack:
+        """Stack the operators of a graph; those after the last block see the last position alone."""
+        first, last = (_sorted_ops(block)[0] for block in (graph.prologue, graph.epilogue))
+        ops = (*stack.others, *first, *last)
+        n_blocks = len(graph.blocks)
+        of_part = np.zeros((n_blocks + 2, len(ops)))
+        of_part[:n_blocks, : len(stack.others)] = stack.other_of_template
+        of_part[n_blocks, len(stack.others) : len(ops) - len(last)] = 1.0
+        of_part[n_blocks + 1, len(ops) - len(last) :] = 1.0
+
+        def seen(op: Op, extent: Extent) -> Extent:
+            return extent.at_query(LAST_POSITION) if any(op is entry for entry in last) else extent
+
+        def read(op: Op) -> Extent:
+            looked_up = op.kind == "embedding"
+            return op.write_elements if looked_up else op.read_elements + Extent.constant(op.parameters)
+
         return cls(
-            tuple(ops),
-            ExtentStack.of([op.vector_flop + op.flop for op in ops]),
-            ExtentStack.of(
-                [
-                    op.write_elements
-                    if op.kind == "embedding"
-                    else op.read_elements + Extent.constant(op.parameters)
-                    for op in ops
-                ]
-            ),
-            ExtentStack.of([op.write_elements for op in ops]),
+            ExtentStack.of([seen(op, op.vector_flop + op.flop) for op in ops]),
+            ExtentStack.of([seen(op, read(op)) for op in ops]),
+            ExtentStack.of([seen(op, op.write_elements) for op in ops]),
             np.array([1.0 if op.kind in LAUNCHING_KINDS else 0.0 for op in ops]),
+            _runs_in(ops),
+            of_part,
         )
 
-    def work(self, compute: str, phases: Sequence[PhaseSizes]) -> Work:
+    def work(self, batch: Array, query: Array, context: Array) -> Work:
         """Return their work over (P, M, E); what a phase does not run does nothing there."""
-        runs_in = np.array([[float(runs(op, phase)) for op in self.ops] for phase, *_ in phases])[:, None]
         flop, read, written = (
-            np.stack([stack(batch, query, context) for _, batch, query, context in phases]) * runs_in
+            stack(batch, query, context) * self.runs_in
             for stack in (self.vector_flop, self.read_elements, self.write_elements)
         )
         return Work(
             "elementwise",
             "elementwise",
-            compute,
+            "",
             vector_flop=flop,
             read_bytes=SIXTEEN_BIT_BYTES * read,
             write_bytes=SIXTEEN_BIT_BYTES * written,
-            n_launches=self.n_launches * runs_in,
+            n_launches=self.n_launches * self.runs_in,
         )
 
 
-@dataclass(frozen=True)
-class EdgeParts:
-    """Operators before the first or after the last block: element-wise ones, and the others."""
+def _sorted_ops(block: Block) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
+    """Return the element-wise operators of a part, and the others."""
+    others = tuple(op for op in block.ops if op.kind == "linear" or op.attention is not None)
+    names = {op.name for op in others}
+    return tuple(op for op in block.ops if op.name not in names), others
 
-    elementwise: ElementwiseStack
-    others: tuple[Op, ...]
 
-    @classmethod
-    def of(cls, block: Block) -> EdgeParts:
-        """Sort the operators of a part."""
-        others = tuple(op for op in block.ops if op.kind == "linear" or op.attention is not None)
-        names = {op.name for op in others}
-        return cls(ElementwiseStack.of([op for op in block.ops if op.name not in names]), others)
+def _runs_in(ops: Sequence[Op]) -> Array:
+    """Return (P, 1, ops), 1 where a phase runs an operator."""
+    return np.array([[float(runs(op, phase)) for op in ops] for phase in PHASES])[:, None]
 
 
 @dataclass(frozen=True)
@@ -99,23 +113,28 @@ class FixedParts:
     """What depends on no size: a model in some precisions, looked up once.
 
     Attributes:
-        stack: the operators; ``linear_flop`` of the linears; ``elementwise``, ``first``, ``last``.
+        stack: the operators; ``linear_flop`` of the linears; ``elementwise``: those and the edges'.
+        first, last: what else there is before the first and after the last block.
         stored: (O, Q) weight bytes; ``read``: what a product reads of them; ``row_bytes``: one row of
             activations; ``sums``: operations beside each output.
-        matrices: (O,) of experts, else 1; ``launches``: (O,) kernel launches, also the share of the reading
-            of its input.
+        outputs, inputs: (O,) of one matrix; ``matrices``: (O,) of experts, else 1; ``runs_in``: (P, 1, O), 0
+            where a phase does not run the linear.
+        launches: (O,) kernel launches, also the share of the reading of its input.
     """
 
     stack: OpStack
     linear_flop: ExtentStack
     elementwise: ElementwiseStack
-    first: EdgeParts
-    last: EdgeParts
+    first: tuple[Op, ...]
+    last: tuple[Op, ...]
     stored: Array
     read: Array
     row_bytes: Array
     sums: Array
+    outputs: Array
+    inputs: Array
     matrices: Array
+    runs_in: Array
     launches: Array
 
 
@@ -146,19 +165,24 @@ def fixed_parts(
 
     rows = [[row(op, precision) for precision in precisions] for op in stack.linears]
     table = np.array(rows, dtype=np.float64).reshape(len(stack.linears), len(precisions), 4)
+    shapes = [op.weight_shape for op in stack.linears if op.weight_shape is not None]
+    outputs, inputs = np.reshape(np.array(shapes, dtype=np.float64), (-1, 2)).T
     matrices = [1.0 if op.experts is None else float(op.experts.n_experts) for op in stack.linears]
     shares = [share for block in graph.blocks for share in launch_shares(block, runtime).values()]
     return FixedParts(
         stack,
         ExtentStack.of([op.flop for op in stack.linears]),
-        ElementwiseStack.of(stack.others),
-        EdgeParts.of(graph.prologue),
-        EdgeParts.of(graph.epilogue),
+        ElementwiseStack.of(graph, stack),
+        _sorted_ops(graph.prologue)[1],
+        _sorted_ops(graph.epilogue)[1],
         table[..., 0],
         table[..., 1],
         table[..., 2],
         table[..., 3],
+        outputs,
+        inputs,
         np.array(matrices),
+        _runs_in(stack.linears),
         np.array(shares),
     )
 
@@ -175,7 +199,7 @@ class Prepared:
     fixed: FixedParts
     rows: Array
     used: Array
-    elementwise: Work | None
+    elementwise: Work
 
     @property
     def stack(self) -> OpStack:
@@ -190,32 +214,10 @@ class Prepared:
 
 def prepare(fixed: FixedParts, sizes: Sizes) -> Prepared:
     """Evaluate all sizes, which no device changes."""
-    phases = sizes.of_phases()
-    linears = fixed.stack.linears
-    shape = (len(phases), *sizes.micro_batches.shape, len(linears))
-    active = np.ones(shape)
-    used = np.ones(shape)
-    for p, (phase, batch, query, _) in enumerate(phases):
-        for o, op in enumerate(linears):
-            if op.experts is not None:
-                active[p, :, o] = active_frac(op, batch, query)
-            if not runs(op, phase):
-                used[p, :, o] = 0.0
-    flop = np.stack([fixed.linear_flop(batch, query, context) for _, batch, query, context in phases])
-    weights = np.array([op.weight_shape[0] * op.weight_shape[1] for op in linears if op.weight_shape])
-    elementwise = fixed.elementwise.work("", phases) if fixed.elementwise.ops else None
-    return Prepared(fixed, flop / (2.0 * weights * active), used * active, elementwise)
-
-
-STACKED = (
-    *("flop", "vector_flop", "read_bytes", "write_bytes", "rows", "parallel", "context"),
-    *("n_launches", "weight_bytes", "quantize_bytes"),
-)
-
-
-def stacked(works: Sequence[Work], shape: tuple[int, ...]) -> Work:
-    """Join works of one kernel and product, each over ``shape``, into one over (P, *shape)."""
-    columns = {
-        name: np.stack([np.broadcast_to(getattr(work, name), shape) for work in works]) for name in STACKED
-    }
-    return replace(works[0], **columns)  # type: ignore[arg-type]
+    batch, query, context = points = sizes.points()
+    active = np.ones((*batch.shape, len(fixed.stack.linears)))
+    for o, op in enumerate(fixed.stack.linears):
+        if op.experts is not None:
+            active[..., o] = active_frac(op, batch, query)
+    rows = fixed.linear_flop(*points) / (2.0 * fixed.outputs * fixed.inputs * active)
+    return Prepared(fixed, rows, active * fixed.runs_in, fixed.elementwise.work(batch, query, context))

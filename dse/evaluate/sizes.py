@@ -66,6 +66,17 @@ class Sizes:
             ("decode", self.micro_batches, 1.0, float(self.contexts.mean())),
         )
 
-    def of_epilogue(self) -> tuple[PhaseSizes, ...]:
-        """``of_phases`` for the operators after the last block."""
-        return tuple((phase, batch, LAST_POSITION, context) for phase, batch, _, context in self.of_phases())
+    def points(self) -> tuple[Array, Array, Array]:
+        """(batch, query, mean context) of ``of_phases``, each over (P, M)."""
+        return self._stacked(self.prefill_contexts.mean(), self.contexts.mean())
+
+    def at_longest_contexts(self) -> tuple[Array, Array, Array]:
+        """(batch, query, longest context) of prefill and decode, each over (P, M)."""
+        return self._stacked(self.prompt, self.contexts.max())
+
+    def _stacked(self, prefill_context: Floats, decode_context: Floats) -> tuple[Array, Array, Array]:
+        batch, query, context = np.empty((3, 2, len(self.micro_batches)))
+        batch[:] = self.micro_batches
+        query[0], query[1] = self.chunk, 1.0
+        context[0], context[1] = prefill_context, decode_context
+        return batch, query, context

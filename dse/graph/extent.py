@@ -47,6 +47,13 @@ class Extent:
             result += term
         return result
 
+    def at_query(self, query: float) -> Extent:
+        """Return the extent of batch and context that is left at one query length."""
+        merged: dict[Powers, float] = {}
+        for (i, j, k), coefficient in self.terms:
+            merged[i, 0, k] = merged.get((i, 0, k), 0.0) + coefficient * query**j
+        return Extent.of(merged)
+
     def __add__(self, other: Extent) -> Extent:
         merged = dict(self.terms)
         for powers, k in other.terms:
@@ -90,10 +97,12 @@ class ExtentStack:
 
     def __call__(self, batch: ArrayLike, query: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:
         """Evaluate; the arguments broadcast to a shape S, the result is (*S, N) float64."""
-        b, q, c = (np.asarray(a, dtype=np.float64) for a in (batch, query, context))
-        terms = np.empty((*np.broadcast(b, q, c).shape, len(self.powers)))
-        for index, (i, j, k) in enumerate(self.powers):
-            terms[..., index] = b**i * q**j * c**k
+        sizes = [np.asarray(a, dtype=np.float64) for a in (batch, query, context)]
+        terms = np.ones((*np.broadcast(*sizes).shape, len(self.powers)))
+        for index, powers in enumerate(self.powers):
+            for size, power in zip(sizes, powers, strict=True):
+                for _ in range(power):
+                    terms[..., index] *= size
         found: NDArray[np.float64] = terms @ self.coefficients.T
         return found
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from dse.errors import ConfigError, UnsupportedOnDevice
-from dse.evaluate.footprint import activation_peak_elements
+from dse.evaluate.footprint import LivePeak, activation_peak_elements
 from dse.evaluate.lowering import lower, lower_beside
 from dse.formats.grammar import parse_precision
+from dse.graph.cache import load_graph
 from dse.graph.extent import Extent
 from dse.graph.operator import Block, Edge, Op
+from studies.catalogue import resolve_model
 from tests.factories import make_graph, make_spec, tokens
 
 GRAPH = make_graph()
@@ -138,6 +140,35 @@ def test_activation_peak_follows_the_data():
     graph = make_graph(1)
     small = type(graph)("x", "0", Block("", (), ()), (block,), Block("", (), ()), 8, 1, 1)
     assert activation_peak_elements(small, 2, 5, 5) == 10 * (8 + 32 + 8)
+
+
+def peak_by_hand(graph, batch, query, context):
+    """Walk the operators of each block and sum what is live, one number at a time."""
+    highest = max(
+        (float(op.read_elements(batch, 1, context) + op.write_elements(batch, 1, context)))
+        for op in graph.epilogue.ops
+    )
+    for block in graph.blocks:
+        place = {op.name: index for index, op in enumerate(block.ops)}
+        for now in range(len(block.ops)):
+            live = {}
+            for edge in block.edges:
+                born = place.get(edge.source, -1)
+                used = [place.get(e.target, len(place) - 1) for e in block.edges if e.source == edge.source]
+                if born <= now <= max(used):
+                    size = float(edge.elements(batch, query, context))
+                    live[edge.source] = max(size, live.get(edge.source, 0.0))
+            highest = max(highest, sum(live.values()))
+    return highest
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "gemma-2-2b", "mixtral-8x7b"])
+def test_activation_peak_of_models_by_hand(name):
+    graph = load_graph(resolve_model(name))
+    sizes = [(1.0, 512.0, 512.0), (8.0, 1.0, 640.0), (3.0, 64.0, 4096.0)]
+    batch, query, context = np.array(sizes).T
+    want = [peak_by_hand(graph, *entry) for entry in sizes]
+    np.testing.assert_allclose(LivePeak.of(graph)(batch, query, context), want, rtol=1e-12)
 
 
 def test_activation_peak_holds_the_logits():
