@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +22,13 @@ from studies.planning import Planned, Setting, planned, setting_of
 from studies.progress import StudyProgress
 from studies.schema import Study
 
+if TYPE_CHECKING:
+    from dse.evaluate.quality import Quality
+
 MAX_PLANS = 6  # plans that are emulated at most
 ENOUGH_FRAC = 0.7  # a plan that uses so much of the allowance is good enough
 MAX_STEP = 4.0  # factor between the bounds of two plans
+UNIFORM = "uniform "
 SAFETY_FRAC = 0.95  # of the bound that the newest evaluation suggests
 
 
@@ -35,6 +40,7 @@ class Check:
         name: what was emulated; penalty: its summed sensitivities.
         predicted_increase_frac: of the perplexity, by the calibration at that time; None before there is one.
         perplexity, increase_frac: measured, against full precision; passes: whether within the bound.
+        noise_frac: about one standard error of the increase, from the finite number of tokens.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Check:
     perplexity: float
     increase_frac: float
     passes: bool
+    noise_frac: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def plan_within_perplexity(
     """
     from studies.measuring import Bench
 
-    setting = setting_of(study, progress, memory_limits)
+    setting = setting_of(study, progress, memory_limits, of_loss=True)
     if not setting.with_weights:
         raise ConfigError(
             f"{study.model} has no weights here (or the metric needs none), so no perplexity can be emulated",
@@ -126,8 +133,8 @@ def plan_within_perplexity(
     progress.step("emulating full precision")
     reference = evaluator.reference(progress.advance).perplexity
 
-    def emulate(assignment: Assignment) -> float:
-        return evaluator.evaluate(assignment, progress.advance).perplexity
+    def emulate(assignment: Assignment) -> Quality:
+        return evaluator.evaluate(assignment, progress.advance)
 
     search = PerplexitySearch(setting, goal, time_limit_s, max_increase_frac, reference, emulate, progress)
     candidate, bound = search.run()
@@ -150,7 +157,7 @@ class PerplexitySearch:
         time_limit_s: float,
         max_increase_frac: float,
         reference: float,
-        emulate: Callable[[Assignment], float],
+        emulate: Callable[[Assignment], Quality],
         progress: StudyProgress,
     ) -> None:
         self.setting = setting
@@ -173,9 +180,9 @@ class PerplexitySearch:
             self.progress.step(f"plan {attempt}: solving for a penalty of at most {bound:.4g}")
             candidate = arranger.fastest(bound, 0.0, self.time_limit_s, self.goal)
             if candidate is None:
-                if best is not None:
-                    break
-                raise NoFeasiblePlan(arranger.why_infeasible(bound, self.goal))
+                if best is None and not any(c.passes for c in self.checks):
+                    raise NoFeasiblePlan(arranger.why_infeasible(bound, self.goal))
+                break
             assignment = candidate.plan.assignment
             penalty = arranger.additive_penalty(arranger.choices_of(assignment))
             check = self._check(f"plan {attempt}", assignment, penalty)
@@ -188,9 +195,35 @@ class PerplexitySearch:
             else:
                 high = min(high, penalty)
             bound = self._next_bound(check, low, high)
+        best = self._best_uniform(best)
         if best is None:
             raise NoFeasiblePlan(self._nothing_passes())
         return best[1], best[2]
+
+    def _best_uniform(
+        self, best: tuple[float, Candidate, float] | None
+    ) -> tuple[float, Candidate, float] | None:
+        """Return a uniform plan that passed where it is no worse than the best one, which stays otherwise."""
+        arranger = self.setting.arranger
+        for check in self.checks:
+            name = check.name.removeprefix(UNIFORM)
+            if not check.passes or name == check.name:
+                continue
+            index = arranger.precision_index[name]
+            if not arranger.searched[:, index].all():
+                continue
+            choices = (index,) * len(self.setting.prepared.units)
+            candidate = arranger.place(choices, f"uniform-{name}", "uniform", self.goal)
+            if candidate is None or candidate.solution.value is None:
+                continue
+            if best is None or candidate.solution.value <= best[0]:
+                text = (
+                    f"{name} everywhere, which passes, is no worse than any mixed plan emulated; the proof "
+                )
+                text += f"is of its placement; {candidate.solution.binding}"
+                solution = replace(candidate.solution, binding=text)
+                best = (candidate.solution.value, replace(candidate, solution=solution), check.penalty)
+        return best
 
     def _nothing_passes(self) -> str:
         nearest = min(self.checks, key=lambda check: check.increase_frac)
@@ -220,7 +253,7 @@ class PerplexitySearch:
         while low <= high and len(self.checks) < 3:
             middle = (low + high) // 2
             check = self._check(
-                f"uniform {names[middle]}", self._uniform(names[middle]), self._penalty_of(names[middle])
+                UNIFORM + names[middle], self._uniform(names[middle]), self._penalty_of(names[middle])
             )
             low, high = (middle + 1, high) if check.passes else (low, middle - 1)
 
@@ -234,12 +267,18 @@ class PerplexitySearch:
         return Assignment.uniform(units, self.setting.prepared.precisions[index])
 
     def _check(self, name: str, assignment: Assignment, penalty: float) -> Check:
+        """Emulate an assignment.
+
+        The losses of two models on the same tokens differ by log p/q, whose variance is about 2 KL(p || q)
+        where the models are close (second order of the KL), so the mean over n tokens has sqrt(2 KL / n).
+        """
         predicted = None
         if any(check.increase_frac > 0 for check in self.checks):
             predicted = LossModel.fitted(self.checks).increase_frac(penalty)
         self.progress.step(f"emulating {name}")
-        perplexity = self.emulate(assignment)
-        increase = perplexity / self.reference - 1
-        check = Check(name, penalty, predicted, perplexity, increase, increase <= self.allowed)
+        quality = self.emulate(assignment)
+        increase = quality.perplexity / self.reference - 1
+        noise = (1 + increase) * math.sqrt(2 * max(quality.kl_nats, 0.0) / quality.n_tokens)
+        check = Check(name, penalty, predicted, quality.perplexity, increase, increase <= self.allowed, noise)
         self.checks.append(check)
         return check

@@ -155,15 +155,20 @@ class Arranger:
                 found.setdefault(candidate.plan.assignment.hash, candidate)
         return list(found.values())
 
-    def place(self, choices: Sequence[int], name: str, origin: str) -> Candidate | None:
-        """Return the fastest placement of an assignment, or None where none fits.
+    def place(
+        self, choices: Sequence[int], name: str, origin: str, goal: Goal | None = None
+    ) -> Candidate | None:
+        """Return the best placement of an assignment by a goal (default: the fastest), or None for none.
 
         Args:
             choices: (U,) precision index of every unit.
             name, origin: of the candidate.
+            goal: objective and bounds; its penalty bound is ignored.
         """
-        problem = self._problem(self._only(choices))
-        solution = Planner(problem.problem, Goal(), Limits(n_relaxations=MAX_RELAXATIONS)).solve(None)
+        goal = goal or Goal()
+        problem = self._problem(self._only(choices), with_energy="energy" in goal.quantities)
+        planner = Planner(problem.problem, goal, Limits(n_relaxations=MAX_RELAXATIONS))
+        solution = with_ties_broken(planner, planner.solve(None), None)
         return self._candidate(problem, solution, name, origin)
 
     def place_or_overflow(self, choices: Sequence[int], name: str, origin: str) -> Candidate:

@@ -120,19 +120,27 @@ def best_layout(
 
 
 def setting_of(
-    study: Study, progress: StudyProgress, memory_limits: Mapping[str, float] | None = None
+    study: Study,
+    progress: StudyProgress,
+    memory_limits: Mapping[str, float] | None = None,
+    *,
+    of_loss: bool = False,
 ) -> Setting:
     """Resolve a study for planning: the names, the prices, the sensitivities.
 
     Args:
         study: the inputs; progress: told the steps.
         memory_limits: bytes of a device that the model may use, by type or machine, "" for all.
+        of_loss: whether the metric "auto" has to follow the model's loss, see ``_metric_of_loss``.
 
     Raises:
         ConfigError: a name or value is not allowed.
     """
+    automatic = study.metric == "auto"
     study, with_weights = _resolved_metric(study)
     prepared = prepare(study, progress.step, weights=with_weights)
+    if automatic and of_loss and with_weights:
+        study = replace(study, metric=_metric_of_loss(study, prepared))
     if memory_limits:
         prepared = replace(prepared, cluster=limited(prepared.cluster, memory_limits))
     sensitivity = _sensitivity(study, prepared, progress) if with_weights else _noise(prepared)
@@ -199,6 +207,24 @@ def _resolved_metric(study: Study) -> tuple[Study, bool]:
 
     METRICS.get(metric)
     return replace(study, metric=metric), True
+
+
+def _metric_of_loss(study: Study, prepared: Prepared) -> str:
+    """Return "kl" where it has been measured before or activations or caches are rounded, else "fisher".
+
+    The variance orders units of unlike roles hardly better than chance; the Fisher information of the loss
+    orders them nearly as the KL does for a fraction of its passes, but sees weights only.
+    """
+    import dse.sensitivity.gradients  # noqa: F401  (registers "fisher")
+    from dse.sensitivity.measure import is_measured
+    from studies.measuring import Bench, sensitivity_cache
+
+    if any(not (p.activations.is_float and p.kv.is_float) for p in prepared.precisions):
+        return "kl"
+    bench = Bench.of(prepared.source, prepared.graph, prepared.units, study.quality, study.seed)
+    evaluator = bench.sensitivity_evaluator()
+    known = is_measured("kl", evaluator, prepared.units, prepared.precisions, sensitivity_cache())
+    return "kl" if known else "fisher"
 
 
 def _noise(prepared: Prepared) -> SensitivityTable:

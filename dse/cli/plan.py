@@ -54,7 +54,8 @@ def plan(
         "auto",
         "--metric",
         help="Penalty: kl (measured), variance, variance_stochastic, noise (needs no weights); auto takes "
-        "variance where the model has weights at hand and noise where it has not.",
+        "variance where the model has weights at hand (with --max-perplexity-increase kl where it is cached, "
+        "else fisher) and noise where it has not.",
     ),
     as_good_as: str = typer.Option(
         "int4_g64_asym", "--as-good-as", help="Lose no more quality than the uniform plan of this precision."

@@ -152,7 +152,7 @@ def show_checks(verified: Verified) -> None:
             f"{check.penalty:.4g}",
             "" if check.predicted_increase_frac is None else f"{check.predicted_increase_frac:+.2%}",
             f"{check.perplexity:.3f}",
-            f"{check.increase_frac:+.2%}",
+            f"{check.increase_frac:+.2%} ± {check.noise_frac:.2%}",
             "yes" if check.passes else "no",
         )
         for check in verified.checks

@@ -48,7 +48,7 @@ def measure_sensitivity(
         ConfigError: unknown metric, or a unit or format that cannot be emulated.
     """
     chosen = METRICS.get(metric)
-    identity = [metric, chosen.version, evaluator.identity()]
+    identity = _identity(metric, evaluator)
     penalty = np.zeros((len(units), len(precisions)))
     measurement: Measurement | None = None
     n_cells = penalty.size
@@ -81,6 +81,26 @@ def measure_sensitivity(
         n_tokens=evaluator.sample.n_tokens,
         provenance=chosen.provenance,
     )
+
+
+def is_measured(
+    metric: str,
+    evaluator: QualityEvaluator,
+    units: tuple[Unit, ...],
+    precisions: tuple[Precision, ...],
+    cache: Path,
+) -> bool:
+    """Return whether the cache holds every cell that ``measure_sensitivity`` would need."""
+    identity = _identity(metric, evaluator)
+    return all(
+        (cache / f"{content_hash([*identity, _cell(unit, precision)])}.json").is_file()
+        for unit in units
+        for precision in precisions
+    )
+
+
+def _identity(metric: str, evaluator: QualityEvaluator) -> list[Any]:
+    return [metric, METRICS.get(metric).version, evaluator.identity()]
 
 
 def _cell(unit: Unit, precision: Precision) -> list[Any]:
