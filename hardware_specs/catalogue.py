@@ -6,7 +6,7 @@ there already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -113,24 +113,28 @@ class Catalogue:
 
     def cluster(self, offer: NodeOffer, n_nodes: int = 1) -> Cluster:
         """Return a cluster of equal machines of the catalogue, for pricing and planning a replica."""
+        return self.cluster_of([(offer, offer.n_devices)] * n_nodes, f"{offer.name} x{n_nodes}")
+
+    def cluster_of(self, machines: Sequence[tuple[NodeOffer, int]], name: str) -> Cluster:
+        """Return a cluster of machines, of each of which only so many devices are used."""
         nodes = tuple(
             ClusterNode(
-                f"{offer.name}-{index}",
+                f"{offer.name}-{[other.name for other, _ in machines[:index]].count(offer.name)}",
                 offer.spec.name,
-                offer.n_devices,
-                offer.intra_link,
+                n_devices,
+                offer.intra_link if n_devices > 1 else None,
                 host_memory=offer.host_memory,
             )
-            for index in range(n_nodes)
+            for index, (offer, n_devices) in enumerate(machines)
         )
         return Cluster(
-            f"{offer.name} x{n_nodes}",
-            f"{n_nodes} machines of {self.name}",
+            name,
+            f"{len(nodes)} machines of {self.name}",
             nodes,
-            self.network if n_nodes > 1 else None,
-            {offer.spec.name: offer.spec},
+            self.network if len(nodes) > 1 else None,
+            {offer.spec.name: offer.spec for offer, _ in machines},
             source=self.source,
-            content_hash=content_hash([self.content_hash, offer.name, n_nodes]),
+            content_hash=content_hash([self.content_hash, [[offer.name, n] for offer, n in machines]]),
         )
 
     def usd_per_h(self, offer: NodeOffer, *, spot: bool = False) -> float | None:

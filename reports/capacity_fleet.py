@@ -91,7 +91,12 @@ def _replicas(result: dict[str, Any]) -> Table:
         rows.append(
             Row(
                 (
-                    Cell(group["node"], detail=f"{group['n_devices']}× {group['device']}"),
+                    Cell(
+                        " + ".join(part["node"] for part in group["parts"]),
+                        detail=" + ".join(
+                            f"{part['n_devices']}× {part['device']}" for part in group["parts"]
+                        ),
+                    ),
                     Cell(str(group["n_replicas"]), group["n_replicas"]),
                     Cell(group["layout"]),
                     Cell(

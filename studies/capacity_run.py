@@ -18,7 +18,7 @@ from dse.capacity.load import Load
 from dse.capacity.loop import Iteration, plan_and_judge
 from dse.capacity.market import Answer, Market
 from dse.capacity.options import Absent, Bits, Building, replica_options, uniform_bits
-from dse.capacity.planned import planned_options
+from dse.capacity.planned import Choice, planned_options
 from dse.capacity.questions import (
     MOST_SERVICE,
     QUESTIONS,
@@ -27,6 +27,7 @@ from dse.capacity.questions import (
     with_limits_scaled,
 )
 from dse.capacity.replica import Batching
+from dse.capacity.spanning import spanning_options
 from dse.content import write_atomic
 from dse.errors import ConfigError, NoFeasiblePlan
 from dse.formats.grammar import parse_precision
@@ -234,6 +235,14 @@ def _market(
             building, low, high, entry.budget_frac, load, sensitivity, progress.advance
         )
         options, absent = options + more, absent + missing
+    if study.spanning:
+        progress.step("planning pipelines over two types of machines")
+        choices = [Choice((precision,)) for precision in precisions]
+        for entry in study.mixed:
+            pair = (parse_precision(entry.low), parse_precision(entry.high))
+            choices.append(Choice(pair, entry.budget_frac))
+        more, missing = spanning_options(building, choices, load, sensitivity, progress.advance)
+        options, absent = options + more, absent + missing
     if not options:
         reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in absent[:3])
         raise NoFeasiblePlan(f"{study.model} fits no machine of {catalogue.name}: {reasons}")
@@ -310,10 +319,16 @@ def fleet_json(answer: Answer, objective: str) -> dict[str, Any]:
         groups.append(
             {
                 "name": pool_name(group),
-                "node": assembled.catalogue.nodes[option.offer].name,
-                "device": assembled.catalogue.nodes[option.offer].spec.name,
+                "parts": [
+                    {
+                        "node": assembled.catalogue.nodes[offer].name,
+                        "device": assembled.catalogue.nodes[offer].spec.name,
+                        "n_devices": n_devices,
+                    }
+                    for offer, n_devices in option.devices
+                ],
                 "n_replicas": n,
-                "n_devices": option.n_devices,
+                "n_devices": sum(n_devices for _, n_devices in option.devices),
                 "layout": option.layout,
                 "precision": option.bits.name,
                 "quality": asdict(option.bits.quality),

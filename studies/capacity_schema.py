@@ -96,6 +96,7 @@ class CapacityStudy:
     sensitivity: str | None = None
     spot: bool = False
     separate_pools: bool = False
+    spanning: bool = False
     growth_per_year_frac: float = 0.5
     max_sequences: int = 256
     batch_tokens: int = 2048
@@ -120,6 +121,7 @@ class CapacityStudy:
             "sensitivity": self.sensitivity,
             "spot": self.spot,
             "separate_pools": self.separate_pools,
+            "spanning": self.spanning,
             "growth_per_year_frac": self.growth_per_year_frac,
             "max_sequences": self.max_sequences,
             "batch_tokens": self.batch_tokens,
@@ -205,6 +207,7 @@ class _StudyFile(Closed):
     sensitivity: str | None = None
     spot: bool = False
     separate_pools: bool = False
+    spanning: bool = False
     growth_per_year_frac: float = Field(default=0.5, gt=-1)
     max_sequences: int = Field(default=256, ge=1)
     batch_tokens: int = Field(default=2048, ge=1)
@@ -271,6 +274,7 @@ def parse_capacity_study(content: object, file: str, folder: Path) -> CapacitySt
         sensitivity=None if document.sensitivity is None else str(folder / document.sensitivity),
         spot=document.spot,
         separate_pools=document.separate_pools,
+        spanning=document.spanning,
         growth_per_year_frac=document.growth_per_year_frac,
         max_sequences=document.max_sequences,
         batch_tokens=document.batch_tokens,

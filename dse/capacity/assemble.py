@@ -153,9 +153,7 @@ def assemble(
             routes.append(Route(d, uses, attained, float(energy_j[d]), part, "" if part == "both" else chain))
     problem = FleetProblem(
         nodes=nodes,
-        options=tuple(
-            Option(group.option.name, ((group.option.offer, group.option.n_devices),)) for group in groups
-        ),
+        options=tuple(Option(group.option.name, group.option.devices) for group in groups),
         demands=demands,
         routes=tuple(routes),
         levels=levels,
@@ -266,10 +264,11 @@ def _with_goodput(attained: Floats, load: Load, buckets: Buckets, columns: Seque
     return np.concatenate([attained, np.array(extra).T.reshape(len(attained), -1)], axis=1)
 
 
-def _alike(group: Group) -> tuple[int, str, str]:
+def _alike(group: Group) -> tuple[object, str, str]:
     """What groups must have in common to take each other's place."""
     part = group.point.part
-    return group.option.offer, part, "" if part == "both" else group.option.bits.name
+    machines = group.option.devices if group.option.also else group.option.offer
+    return machines, part, "" if part == "both" else group.option.bits.name
 
 
 def _undominated(groups: list[Group], catalogue: Catalogue) -> tuple[Group, ...]:
@@ -280,7 +279,7 @@ def _undominated(groups: list[Group], catalogue: Catalogue) -> tuple[Group, ...]
     rows = []
     for group in groups:
         offer = catalogue.nodes[group.option.offer]
-        parts = max(1, offer.n_devices // group.option.n_devices)
+        parts = 1 if group.option.also else max(1, offer.n_devices // group.option.n_devices)
         size = 1.0 / parts if group.option.n_devices <= offer.n_devices else group.option.n_devices
         rows.append(
             np.concatenate(

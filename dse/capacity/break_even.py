@@ -29,6 +29,8 @@ def break_even(asked: Asked) -> dict[str, Any]:
             continue
         costs: dict[str, float] = {}
         for option in asked.short.options:
+            if option.also:
+                continue  # the map is of single machines
             cost = _usd_per_thousand(asked, option, prompt, output)
             name = asked.market.catalogue.nodes[option.offer].name
             if cost is not None and cost < costs.get(name, float("inf")):

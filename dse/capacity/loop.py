@@ -113,7 +113,7 @@ def tightened(
     """
     out = dict(derating)
     by_name = {option.name: option for option in options}
-    worst: dict[tuple[int, str, bool], float] = {}
+    worst: dict[tuple[tuple[int, ...], str, bool], float] = {}
     for name, by in short.items():
         kin = _kin(by_name[name])
         worst[kin] = max(worst.get(kin, 0.0), by)
@@ -125,8 +125,8 @@ def tightened(
     return out
 
 
-def _kin(option: ReplicaOption) -> tuple[int, str, bool]:
-    return option.offer, option.bits.name, option.replica.n_stages > 1
+def _kin(option: ReplicaOption) -> tuple[tuple[int, ...], str, bool]:
+    return option.offers, option.bits.name, option.replica.n_stages > 1
 
 
 def plan_and_judge(

@@ -134,10 +134,10 @@ class Market:
         ranked = sorted(best, key=lambda name: (name not in used, best[name]))
         chosen = set(ranked[:SHORTLIST])
         offers: dict[int, int] = {}
-        offer_of = {option.name: option.offer for option in self.options}
+        offer_of = {option.name: option.offer for option in self.options if not option.also}
         for name in ranked:
-            offer = offer_of[name]
-            if offers.get(offer, 0) < 2:
+            offer = offer_of.get(name)
+            if offer is not None and offers.get(offer, 0) < 2:
                 chosen.add(name)
                 offers[offer] = offers.get(offer, 0) + 1
         return self.only(sorted(chosen))

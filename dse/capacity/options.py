@@ -53,13 +53,29 @@ class Bits:
 
 @dataclass(frozen=True, eq=False)
 class ReplicaOption:
-    """A replica on devices of one machine (or several whole ones)."""
+    """A replica on devices of one machine (or several whole ones).
+
+    Attributes:
+        offer, n_devices: the machine of the catalogue, and how many of its devices a replica takes.
+        also: (offer, devices) of machines of other types that it spans.
+    """
 
     name: str
     offer: int
     n_devices: int
     bits: Bits
     replica: Replica
+    also: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def devices(self) -> tuple[tuple[int, int], ...]:
+        """(offer, devices) of every type of machine that a replica takes devices of."""
+        return ((self.offer, self.n_devices), *self.also)
+
+    @property
+    def offers(self) -> tuple[int, ...]:
+        """The types of machines that it spans."""
+        return tuple(offer for offer, _ in self.devices)
 
     @property
     def steps(self) -> TabulatedSteps:
@@ -152,8 +168,16 @@ class Building:
     batching: Batching = DEFAULT_BATCHING
     max_perplexity_frac: float | None = None
 
-    def option(self, offer: int, cluster: Cluster, plan: Plan, bits: Bits, name: str) -> ReplicaOption:
-        """Return the option of a plan on a cluster of an offer's machines.
+    def option(
+        self,
+        offer: int,
+        cluster: Cluster,
+        plan: Plan,
+        bits: Bits,
+        name: str,
+        also: tuple[tuple[int, int], ...] = (),
+    ) -> ReplicaOption:
+        """Return the option of a plan on a cluster of an offer's machines, and ``also`` devices of others.
 
         Raises:
             DseError: it does not fit, or a precision does not run there.
@@ -168,7 +192,8 @@ class Building:
             units=self.units,
             name=name,
         )
-        return ReplicaOption(name, offer, len(replica.devices), bits, replica)
+        n_devices = len(replica.devices) - sum(n for _, n in also)
+        return ReplicaOption(name, offer, n_devices, bits, replica, also)
 
     def quality_refusal(self, bits: Bits) -> str | None:
         """Return why the quality of an assignment is not good enough, None if it is or none is asked for."""

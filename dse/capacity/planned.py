@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from dse.capacity.load import Load
 from dse.capacity.options import Absent, Bits, Building, ReplicaOption, quality_of, refused
@@ -18,6 +19,45 @@ from dse.sensitivity.table import SensitivityTable
 PLANNED_BATCH = 32
 OBJECTIVES: tuple[Objective, ...] = ("throughput", "ttft")
 TIME_LIMIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Precisions that the planner chooses from, layer by layer.
+
+    Attributes:
+        precisions: one for all layers, or few and many bits.
+        budget_frac: where the bound on the penalty lies between the uniform plans of the last (0) and the
+            first (1).
+    """
+
+    precisions: tuple[Precision, ...]
+    budget_frac: float = 0.5
+
+    @property
+    def name(self) -> str:
+        """The precision, or what is mixed."""
+        if len(self.precisions) == 1:
+            return self.precisions[0].name
+        return f"mixed {'+'.join(precision.weights.name for precision in self.precisions)}"
+
+    def penalties(
+        self, building: Building, sensitivity: SensitivityTable | None
+    ) -> tuple[SensitivityTable, float | None]:
+        """Return the penalties and the bound on their sum, None where there is nothing to choose.
+
+        Without sensitivities for all precisions the noise of a uniform quantizer stands in for them.
+        """
+        table = sensitivity
+        if table is None or not set(self.precisions) <= set(table.precisions):
+            table = noise_table(building.graph, building.units, self.precisions)
+        if len(self.precisions) == 1:
+            return table, None
+        of_low, of_high = (
+            float(table.penalty[:, table.precisions.index(precision)].sum())
+            for precision in (self.precisions[0], self.precisions[-1])
+        )
+        return table, of_high + self.budget_frac * (of_low - of_high)
 
 
 def planned_options(
@@ -43,13 +83,12 @@ def planned_options(
     pair = (low, high)
     if sensitivity is not None and not set(pair) <= set(sensitivity.precisions):
         sensitivity = None
-    table = noise_table(building.graph, building.units, pair) if sensitivity is None else sensitivity
-    of_low, of_high = (float(table.penalty[:, table.precisions.index(precision)].sum()) for precision in pair)
-    bound = of_high + budget_frac * (of_low - of_high)
+    choice = Choice(pair, budget_frac)
+    table, bound = choice.penalties(building, sensitivity)
     prompt, output = round(load.prompt_tokens.mean()), max(2, round(load.output_tokens.mean()))
     workload = Workload(batch=PLANNED_BATCH, prompt_tokens=prompt, output_tokens=output)
     inputs = ModelInputs(building.graph, building.units, pair, table, building.runtime)
-    name = f"mixed {low.weights.name}+{high.weights.name}"
+    name = choice.name
     found: list[ReplicaOption] = []
     absent: list[Absent] = []
     for index, offer in enumerate(building.catalogue.nodes):

@@ -194,9 +194,13 @@ def _holding(market: Market, nodes: dict[str, int]) -> Market:
     place = {offer.name: index for index, offer in enumerate(offers)}
     names = [offer.name for offer in market.catalogue.nodes]
     options = tuple(
-        replace(option, offer=place[names[option.offer]])
+        replace(
+            option,
+            offer=place[names[option.offer]],
+            also=tuple((place[names[offer]], n) for offer, n in option.also),
+        )
         for option in market.options
-        if names[option.offer] in place
+        if all(names[offer] in place for offer in option.offers)
     )
     return replace(market, catalogue=replace(market.catalogue, nodes=offers), options=options)
 
@@ -283,7 +287,7 @@ def other_objectives(asked: Asked) -> dict[str, Any]:
     options = [
         option.name
         for option in asked.short.options
-        if asked.market.catalogue.nodes[option.offer].name in known
+        if all(asked.market.catalogue.nodes[offer].name in known for offer in option.offers)
     ]
     answer = asked.short.only(options).solve("energy")
     return {

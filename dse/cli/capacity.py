@@ -56,6 +56,9 @@ def capacity(
     separate_pools: bool | None = typer.Option(
         None, "--separate-pools/--one-pool", help="Prefill and decode may have machines of their own."
     ),
+    spanning: bool | None = typer.Option(
+        None, "--spanning/--one-kind", help="Replicas may span machines of two types."
+    ),
     growth: float | None = typer.Option(None, "--growth", help="Growth of the load per year, e.g. 0.5."),
     ask: str | None = typer.Option(
         None, "--ask", help="Comma-separated questions beside the fleet, 'all' or 'none'."
@@ -78,6 +81,7 @@ def capacity(
         "sensitivity": None if sensitivity is None else str(sensitivity),
         "spot": spot,
         "separate_pools": separate_pools,
+        "spanning": spanning,
         "growth_per_year_frac": growth,
         "seed": seed,
         "ask": None if ask is None else _questions(ask),
