@@ -212,7 +212,16 @@ def losses(question: str, answer: dict[str, Any], result: dict[str, Any]) -> tup
         f"One machine more of each type makes {fmt_usd(spare['usd_per_h'])} an hour instead of "
         f"{fmt_usd(now)}, and no single loss is felt."
     )
-    return (Table("When one machine fails", columns, rows), note)
+    survivor = answer["survivor"]
+    if "usd_per_h" in survivor:
+        text = (
+            f"The cheapest fleet that keeps all levels after the loss of any one machine: "
+            f"{_machines(survivor)} for {fmt_usd(survivor['usd_per_h'])} an hour; none is below "
+            f"{fmt_usd(survivor['bound'])} (gap {fmt_percent(survivor['gap_frac'])})."
+        )
+    else:
+        text = f"No fleet keeps all levels after the loss of any one machine: {survivor['reason']}."
+    return (Table("When one machine fails", columns, rows), Note(text), note)
 
 
 def price_table(question: str, answer: dict[str, Any], result: dict[str, Any]) -> tuple[Block, ...]:

@@ -96,22 +96,33 @@ def solve_fleet(
 
 def solve_directly(problem: FleetProblem, objective: FleetObjective, options: SolverOptions) -> Fleet:
     """Return the best fleet by one integer program over all options."""
-    from ortools.math_opt.python import mathopt
-
     began = time.monotonic()
     program = build_program(problem, objective, options)
+    result = run_program(program, options)
+    spent_s = time.monotonic() - began
+    if not result.has_primal_feasible_solution():
+        return nothing_found(objective, result, spent_s)
+    return read_fleet(problem, objective, program, result, spent_s, options)
+
+
+def run_program(program: Program, options: SolverOptions) -> Any:
+    """Solve a model and return the result of MathOpt."""
+    from ortools.math_opt.python import mathopt
+
     parameters = mathopt.SolveParameters(
         time_limit=dt.timedelta(seconds=options.time_s),
         relative_gap_tolerance=options.gap_frac,
     )
     with stdout_to_stderr():
-        result = mathopt.solve(program.model, mathopt.SolverType.HIGHS, params=parameters)
-    spent_s = time.monotonic() - began
-    reason = result.termination.reason
-    if not result.has_primal_feasible_solution():
-        proven = reason == mathopt.TerminationReason.INFEASIBLE
-        return _nothing(objective, "" if proven else "nothing was found before the time limit", spent_s)
-    return _read(problem, objective, program, result, spent_s, options)
+        return mathopt.solve(program.model, mathopt.SolverType.HIGHS, params=parameters)
+
+
+def nothing_found(objective: FleetObjective, result: Any, time_s: float) -> Fleet:
+    """Return that there is no fleet, or that none was found in time."""
+    from ortools.math_opt.python import mathopt
+
+    proven = result.termination.reason == mathopt.TerminationReason.INFEASIBLE
+    return _nothing(objective, "" if proven else "nothing was found before the time limit", time_s)
 
 
 def least_missed(problem: FleetProblem, options: SolverOptions | None = None) -> dict[str, float]:
@@ -145,20 +156,10 @@ def build_program(problem: FleetProblem, objective: FleetObjective, options: Sol
     for node in problem.nodes:
         most = math.inf if node.n_available is None else float(node.n_available)
         program.nodes.append(model.add_variable(lb=0.0, ub=most, is_integer=whole, name=node.name))
-    for option in problem.options:
-        most = math.inf if option.n_max is None else float(option.n_max)
-        program.replicas.append(model.add_variable(lb=0.0, ub=most, is_integer=whole))
-    slices = problem.n_slices if whole else None
-    top = math.inf if objective == "load" else float(slices or 1)
-    program.routed = [
-        model.add_variable(lb=0.0, ub=top, is_integer=slices is not None) for _ in problem.routes
-    ]
     program.factor = model.add_variable(lb=0.0) if objective == "load" else None
-    program.missed = [
-        model.add_variable(lb=0.0, ub=1.0 if options.shortfall else 0.0) for _ in problem.levels
-    ]
-    _add_rows(problem, program, 1.0 / (slices or 1))
+    add_serving(problem, program, options)
     _add_limits(problem, program)
+    slices = problem.n_slices if whole else None
     if objective == "load":
         model.maximize(program.factor)
     elif options.shortfall:
@@ -166,6 +167,23 @@ def build_program(problem: FleetProblem, objective: FleetObjective, options: Sol
     else:
         model.minimize(_objective(problem, objective, program, 1.0 / (slices or 1)))
     return program
+
+
+def add_serving(problem: FleetProblem, program: Program, options: SolverOptions) -> None:
+    """Add replicas and routing on the nodes of a program, so that all demands are served at the levels."""
+    model, whole = program.model, options.integer_nodes
+    for option in problem.options:
+        most = math.inf if option.n_max is None else float(option.n_max)
+        program.replicas.append(model.add_variable(lb=0.0, ub=most, is_integer=whole))
+    slices = problem.n_slices if whole else None
+    top = math.inf if program.factor is not None else float(slices or 1)
+    program.routed = [
+        model.add_variable(lb=0.0, ub=top, is_integer=slices is not None) for _ in problem.routes
+    ]
+    program.missed = [
+        model.add_variable(lb=0.0, ub=1.0 if options.shortfall else 0.0) for _ in problem.levels
+    ]
+    _add_rows(problem, program, 1.0 / (slices or 1))
 
 
 def _add_rows(problem: FleetProblem, program: Program, unit: float) -> None:
@@ -246,7 +264,7 @@ def _weight(node: NodeType, objective: FleetObjective, power_w: float) -> float:
     return power_w / 1e3 * (node.carbon_g_per_kwh if objective == "carbon" else node.usd_per_kwh)
 
 
-def _read(
+def read_fleet(
     problem: FleetProblem,
     objective: FleetObjective,
     program: Program,
@@ -254,6 +272,7 @@ def _read(
     time_s: float,
     options: SolverOptions,
 ) -> Fleet:
+    """Return the fleet of a solved model."""
     values = result.variable_values
     unit = 1.0 / (problem.n_slices or 1) if options.integer_nodes else 1.0
     routed = tuple(max(0.0, float(values(share))) * unit for share in program.routed)

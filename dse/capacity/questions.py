@@ -15,10 +15,12 @@ import numpy as np
 
 from dse.capacity.asked import Asked
 from dse.capacity.break_even import break_even
+from dse.capacity.fleet_solver import SolverOptions
 from dse.capacity.load import Load, RequestClass
 from dse.capacity.market import Answer, Market
 from dse.capacity.options import REFERENCE_BITS
 from dse.capacity.shortage import shortage
+from dse.capacity.survival import surviving_fleet
 from dse.errors import ConfigError
 
 RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -29,6 +31,7 @@ BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0)
 LEAST_SERVICE, MOST_SERVICE = 0.125, 16.0
 QUARTERS = 8
 HOURS_PER_QUARTER = 365.25 * 24 / 4
+SURVIVAL = SolverOptions(time_s=15.0, gap_frac=0.01)
 Question = Callable[[Asked], dict[str, Any]]
 
 
@@ -206,9 +209,10 @@ def _holding(market: Market, nodes: dict[str, int]) -> Market:
 
 
 def lose_a_node(asked: Asked) -> dict[str, Any]:
-    """Return the share of the load that is left when one machine of a type fails, and what spares cost.
+    """Return the share of the load that is left when one machine of a type fails, and what safety costs.
 
-    With one machine more of each type no single loss leaves less than the planned fleet.
+    With one machine more of each type no single loss leaves less than the planned fleet; the cheapest fleet
+    that survives any loss (see ``survival``) may be another one, and costs no more.
     """
     nodes = asked.answer.nodes()
     rows = []
@@ -221,10 +225,24 @@ def lose_a_node(asked: Asked) -> dict[str, Any]:
         else:
             row["carried_factor"] = 0.0
         rows.append(row)
+    survivor = _survivor(asked)
     spare = {name: n + 1 for name, n in nodes.items()}
     prices = {offer.name: asked.market.catalogue.usd_per_h(offer) for offer in asked.market.catalogue.nodes}
     cost = sum((prices[name] or 0.0) * n for name, n in spare.items())
-    return {"losses": rows, "one_more_of_each": {"nodes": spare, "usd_per_h": cost}}
+    return {
+        "losses": rows,
+        "one_more_of_each": {"nodes": spare, "usd_per_h": cost},
+        "survivor": survivor,
+    }
+
+
+def _survivor(asked: Asked) -> dict[str, Any]:
+    """Return the cheapest fleet that serves everything at the levels after the loss of any one machine."""
+    assembled = asked.short.assembled()
+    fleet = surviving_fleet(assembled.problem, SURVIVAL)
+    if fleet.value is None:
+        return {"status": "infeasible", "reason": fleet.reason or "the machines on offer do not suffice"}
+    return point_of(Answer(assembled, fleet))
 
 
 def spot_prices(asked: Asked) -> dict[str, Any]:

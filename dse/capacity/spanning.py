@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dse.capacity.load import Load
 from dse.capacity.options import Absent, Bits, Building, ReplicaOption, quality_of, refused
 from dse.capacity.planned import Choice
@@ -20,9 +23,16 @@ from dse.partition.solve import Planner
 from dse.plan import Plan
 from dse.sensitivity.table import SensitivityTable
 
-BATCHES = (128, 32, 8)  # planned for, the largest that fits: at few the faster machine does best nearly alone
+BATCHES = (
+    128,
+    64,
+    32,
+    16,
+    8,
+)  # planned for, the largest that fits: at few the faster machine does best nearly alone
 TIME_LIMIT_S = 0.3
 GAP_FRAC = 5e-3
+SEQUENCES = 32
 Machines = tuple[tuple[int, int], ...]
 
 
@@ -38,7 +48,7 @@ def spanning_options(
     The set is bounded: every pair of types of unlike devices, whole machines and halves of both. The planner
     places the layers, and chooses their precisions where a choice has two, for the largest throughput at the
     mean lengths of the load and a batch of 128, or fewer where that does not fit; each machine's part is one
-    tensor-parallel group.
+    tensor-parallel group. The cut is then moved to where both stages are equally busy, if that fits.
 
     Args:
         building: model, machines and engines; without a network there are none.
@@ -127,4 +137,34 @@ def _option(
         raise NoFeasiblePlan("no split of the layers was found that fits both machines")
     chosen = [entry for _, entry in plan.assignment.items]
     bits = Bits(choice.name, plan.assignment, choice.precisions, quality_of(chosen, sensitivity))
-    return building.option(machines[0][0], cluster, plan, bits, name, machines[1:])
+    option = building.option(machines[0][0], cluster, plan, bits, name, machines[1:])
+    try:
+        other = building.option(
+            machines[0][0], cluster, _rebalanced(option, lengths), bits, name, machines[1:]
+        )
+    except DseError:
+        return option
+    return min(option, other, key=lambda entry: float(_busy_s(entry, lengths).max()))
+
+
+def _busy_s(option: ReplicaOption, lengths: Workload) -> NDArray[np.float64]:
+    """Return (stages,) the time of every stage that one request takes, decoding with 31 others."""
+    prefill_s = option.steps.prefill_costs(np.array([lengths.prompt_tokens]))[0, :, 0]
+    context = np.array([lengths.prompt_tokens + lengths.output_tokens / 2])
+    decode_s = option.steps.decode_costs(np.array([SEQUENCES]), context)[0, :, 0]
+    return np.asarray(prefill_s + (lengths.output_tokens - 1) * decode_s / SEQUENCES)
+
+
+def _rebalanced(option: ReplicaOption, lengths: Workload) -> Plan:
+    """Return the plan with the cut at which both stages are equally busy, if layers cost what they do now.
+
+    An engine keeps both stages at work with micro-batches of many requests, which the planner, whose batches
+    come one after another, does not count on.
+    """
+    plan = option.replica.plan
+    assert plan is not None
+    first, second = plan.stages
+    n_layers = second.layers[1]
+    of_first, of_second = _busy_s(option, lengths) / [first.layers[1], n_layers - first.layers[1]]
+    cut = min(max(1, round(n_layers * of_second / (of_first + of_second))), n_layers - 1)
+    return replace(plan, stages=(replace(first, layers=(0, cut)), replace(second, layers=(cut, n_layers))))

@@ -51,7 +51,7 @@ def surviving_fleet(problem: FleetProblem, options: SolverOptions | None = None)
         for node in sorted(lost):
             _add_copy(problem, program, node, most[node], limits)
         result = run_program(program, limits)
-        if result is None or not result.has_primal_feasible_solution():
+        if not result.has_primal_feasible_solution():
             return nothing_found("cost", result, time.monotonic() - began)
         fleet = read_fleet(problem, "cost", program, result, time.monotonic() - began, limits)
         new = {index for index, n in enumerate(fleet.n_nodes) if n} - lost

@@ -273,10 +273,11 @@ def answer_lines(name: str, answer: dict[str, Any]) -> list[str]:
     if name == "headroom":
         return [f"{name}: " + "; ".join(row["text"] for row in answer["rows"])]
     if name == "lose-node":
-        return [
+        lines = [
             f"{name}: without one {row['lost']} {row['carried_factor']:.0%} of the load is carried"
             for row in answer["losses"]
         ]
+        return [*lines, f"{name}: {survivor_words(answer['survivor'])}"]
     if name == "two-years":
         growing, once = answer["usd_growing"], answer["usd_all_at_once"]
         if growing is None:
@@ -291,6 +292,17 @@ def answer_lines(name: str, answer: dict[str, Any]) -> list[str]:
         point = answer["energy"]
         return [f"{name}: {_watts(point)} at the least, {_cost(point)}"]
     return [f"{name}: {_cost(answer)}"]
+
+
+def survivor_words(point: dict[str, Any]) -> str:
+    """Return the cheapest fleet that survives the loss of any one machine, in words."""
+    if "usd_per_h" not in point:
+        return f"no fleet survives the loss of any one machine ({point['reason']})"
+    machines = ", ".join(f"{n}x {name}" for name, n in point["nodes"].items())
+    return (
+        f"the cheapest fleet that survives any one loss is {machines} for {_cost(point)} "
+        f"(none below {point['bound']:.2f}, gap {point['gap_frac']:.2%})"
+    )
 
 
 def _cost(point: dict[str, Any]) -> str:

@@ -96,6 +96,8 @@ def test_other_questions(asked: Asked) -> None:
     lost = QUESTIONS["lose-node"](asked)
     assert {row["lost"] for row in lost["losses"]} == set(asked.answer.nodes())
     assert all(row["carried_factor"] < 1.3 for row in lost["losses"])
+    survivor, spare = lost["survivor"], lost["one_more_of_each"]
+    assert asked.answer.fleet.usd_per_h < survivor["usd_per_h"] <= spare["usd_per_h"] + 1e-9
     spot = QUESTIONS["spot"](asked)
     assert spot["unknown"] == ["small"]
     assert set(spot["nodes"]) == {"large"}

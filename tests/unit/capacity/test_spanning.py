@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dse.capacity.arrivals import ClassLoad, generate
@@ -108,8 +109,8 @@ def test_the_split_is_no_worse_than_any_other() -> None:
     assert plan is not None
 
     def slowest(entry: ReplicaOption) -> float:
-        decode = entry.steps.decode_costs(64.0, 250.0)[0] * 60 / 64
-        return float((entry.steps.prefill_costs(200.0)[0].ravel() + decode.ravel()).max())
+        decode = entry.steps.decode_costs(np.array([64.0]), np.array([250.0]))[0] * 60 / 64
+        return float((entry.steps.prefill_costs(np.array([200.0]))[0].ravel() + decode.ravel()).max())
 
     best = slowest(option)
     cluster = scarce().cluster_of([(scarce().nodes[0], 1), (scarce().nodes[1], 1)], "both")
