@@ -4,6 +4,10 @@ A file of measurements (CSV or JSON) has the columns ``device, precision, phase,
 layer, with ``tokens`` the prompt of a prefill or the cached positions of a decode step. They are used as they
 are (``table``: straight lines between measured batches, at the measured lengths only), or through LLM-PQ's
 regression (``regression``), so that published plans can be priced as they were published.
+
+LLM-PQ's published tables, by GPU, phase and bits, are read as they are: b bits are ``int{b}_row`` weights
+(16: fp16), activations and cache are fp16, and a GPU's short name stands for every device that has it as a
+word.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -43,7 +47,7 @@ class LayerTime:
 
 
 def read_layer_times(path: Path) -> list[LayerTime]:
-    """Return the measurements of a CSV, or of a JSON list of objects with the same keys.
+    """Return the measurements of a CSV, or of a JSON: a list of such objects, or LLM-PQ's tables.
 
     Raises:
         ConfigError: missing file or column, unknown phase, or a number that is not positive.
@@ -52,10 +56,48 @@ def read_layer_times(path: Path) -> list[LayerTime]:
         raise ConfigError("there is no such file", file=str(path))
     if path.suffix.lower() == ".json":
         rows = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(rows, dict):
+            rows = _published_rows(rows, str(path))
     else:
         with path.open(newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle))
     return [_layer_time(row, f"row {index}", str(path)) for index, row in enumerate(rows, start=1)]
+
+
+PUBLISHED_KEYS = ("layer_time_ms", "batch_sizes", "prompt_tokens", "past_tokens")
+
+
+def _published_rows(tables: Mapping[str, Any], file: str) -> list[dict[str, object]]:
+    """Return the rows of LLM-PQ's tables: ``layer_time_ms[GPU][phase][bits]`` over ``batch_sizes``."""
+    missing = [key for key in PUBLISHED_KEYS if key not in tables]
+    if missing:
+        raise ConfigError(
+            f"must be a list of measurements, or tables with '{missing[0]}'",
+            file=file,
+            allowed=PUBLISHED_KEYS,
+        )
+    tokens = {"prefill": tables["prompt_tokens"], "decode": tables["past_tokens"]}
+    rows: list[dict[str, object]] = []
+    try:
+        for device, phases in tables["layer_time_ms"].items():
+            for phase, widths in phases.items():
+                for bits, times in widths.items():
+                    weights = "fp16" if bits == "16" else f"int{bits}_row"
+                    common = {"device": device, "precision": f"{weights}/fp16/fp16", "phase": phase}
+                    rows += [
+                        {
+                            **common,
+                            "batch": batch,
+                            "tokens": tokens.get(phase, 0),
+                            "seconds": float(time) / 1e3,
+                        }
+                        for batch, time in zip(tables["batch_sizes"], times, strict=True)
+                    ]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"its tables do not fit together: {error}", file=file, path="layer_time_ms"
+        ) from error
+    return rows
 
 
 def _layer_time(row: Mapping[str, object], place: str, file: str) -> LayerTime:
@@ -93,7 +135,16 @@ class LayerTimes:
 
     def covers(self, device: str, precision: str) -> bool:
         """Return whether both phases were measured."""
-        return all((device, precision, phase) in self._rows for phase in PHASES)
+        name = self.name_of(device)
+        return all((name, precision, phase) in self._rows for phase in PHASES)
+
+    def name_of(self, device: str) -> str:
+        """Return the name that the measurements have for a device: its own, or a word of it."""
+        measured = {name for name, _, _ in self._rows}
+        if device in measured:
+            return device
+        words = device.lower().split("_")
+        return next((name for name in sorted(measured) if name.lower() in words), device)
 
     def seconds(self, device: str, precision: str, phase: Phase, batch: float, tokens: float) -> float:
         """Return the time of one layer.
@@ -101,7 +152,7 @@ class LayerTimes:
         Raises:
             ConfigError: nothing was measured near it, or the regression gives no positive time.
         """
-        key = (device, precision, phase)
+        key = (self.name_of(device), precision, phase)
         what = f"{phase} of a layer on {device} in {precision}, batch {batch:g}, {tokens:g} tokens"
         if key not in self._rows:
             raise ConfigError(f"no layer times for the {what}")

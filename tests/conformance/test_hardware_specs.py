@@ -41,7 +41,7 @@ REQUIRED_CLUSTERS = {
 }
 CALIBRATED = {
     *("nvidia_a100_sxm_80gb", "nvidia_h100_sxm", "nvidia_l40s", "nvidia_rtx_pro_6000_server"),
-    "rockchip_rk3588_npu",
+    *("rockchip_rk3588_npu", "nvidia_t4", "nvidia_v100_sxm2_32gb"),
 }
 devices = pytest.mark.parametrize("name", device_names())
 
