@@ -54,9 +54,8 @@ def measure_sensitivity(
     n_cells = penalty.size
     for row, unit in enumerate(units):
         for column, precision in enumerate(precisions):
-            place = (
-                None if cache is None else cache / f"{content_hash([*identity, _cell(unit, precision)])}.json"
-            )
+            key = content_hash([*identity, cell_identity(unit, precision)])
+            place = None if cache is None else cache / f"{key}.json"
             if place is not None and place.is_file():
                 penalty[row, column] = json.loads(place.read_text(encoding="utf-8"))["penalty"]
             else:
@@ -93,7 +92,7 @@ def is_measured(
     """Return whether the cache holds every cell that ``measure_sensitivity`` would need."""
     identity = _identity(metric, evaluator)
     return all(
-        (cache / f"{content_hash([*identity, _cell(unit, precision)])}.json").is_file()
+        (cache / f"{content_hash([*identity, cell_identity(unit, precision)])}.json").is_file()
         for unit in units
         for precision in precisions
     )
@@ -103,7 +102,7 @@ def _identity(metric: str, evaluator: QualityEvaluator) -> list[Any]:
     return [metric, METRICS.get(metric).version, evaluator.identity()]
 
 
-def _cell(unit: Unit, precision: Precision) -> list[Any]:
+def cell_identity(unit: Unit, precision: Precision) -> list[Any]:
     """Return what a cell is about; the unit's display name is not part of it."""
     return [unit.layer, list(unit.ops), list(unit.attention_ops), precision.to_json()]
 

@@ -23,6 +23,8 @@ class SensitivityTable:
         model, calibration_hash, seed, n_tokens: what it was measured on; a measured table reused for another
             calibration set is a mistake, so they are part of its identity.
         provenance: "measured" (forward passes) or "analytic" (indicator).
+        standard_error: (U, Q) of each penalty where cells stopped early, 0 where one saw the whole text; None
+            where all did. cell_tokens: (U, Q) tokens that each cell saw, likewise.
     """
 
     metric: str
@@ -35,11 +37,16 @@ class SensitivityTable:
     seed: int
     n_tokens: int
     provenance: str = "measured"
+    standard_error: NDArray[np.float64] | None = None
+    cell_tokens: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.units), len(self.precisions))
         if self.penalty.shape != expected:
             raise ValueError(f"penalty must have shape {expected}, but got {self.penalty.shape}")
+        for beside in (self.standard_error, self.cell_tokens):
+            if beside is not None and beside.shape != expected:
+                raise ValueError(f"every array must have shape {expected}, but one has {beside.shape}")
         if not np.isfinite(self.penalty).all():
             raise ValueError("penalties must be finite")
 
@@ -56,6 +63,8 @@ class SensitivityTable:
             "seed": self.seed,
             "n_tokens": self.n_tokens,
             "provenance": self.provenance,
+            **({} if self.standard_error is None else {"standard_error": self.standard_error.tolist()}),
+            **({} if self.cell_tokens is None else {"cell_tokens": self.cell_tokens.tolist()}),
         }
 
     @classmethod
@@ -65,4 +74,7 @@ class SensitivityTable:
         fields["units"] = tuple(fields["units"])
         fields["precisions"] = tuple(parse_precision(names) for names in fields["precisions"])
         fields["penalty"] = np.asarray(fields["penalty"], dtype=np.float64)
+        for name, kind in (("standard_error", np.float64), ("cell_tokens", np.int64)):
+            if name in fields:
+                fields[name] = np.asarray(fields[name], dtype=kind)
         return cls(**fields)

@@ -1,0 +1,254 @@
+"""Measured KL of many cells from as much text as a stated error needs.
+
+The quantity is that of the metric "kl": the mean over all tokens of the sample. A cell is measured on windows
+(the beginnings of sequences), one after the other, until the standard error of its mean is small enough; what
+that does not settle is measured on the whole text, which is exact. All precisions of a unit share a pass.
+
+Estimate: a few pilot cells are measured on the whole text. Their mean d (each scaled to mean 1) says how
+sensitive each position is, and a cell with divergences y on the positions S is estimated by the ratio
+mean_S(y) / mean_S(d) (Cochran, Sampling Techniques, chapter 6; d has mean 1 over all positions).
+Its standard error comes from the residuals y - R d averaged over blocks of ``BLOCK`` neighbouring tokens, so
+that correlation between neighbours counts; what blocks of one window cannot show (sequences differ, and
+windows are beginnings) is made up for by a factor: the root mean square, over the pilots and all sets of as
+many windows, of (true error / standard error), the ratio taken with the other pilots. It is never below 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dse.emulate.candidates import weights_by_sequence
+from dse.evaluate.quality import QualityEvaluator
+from dse.evaluate.quality_scores import ReferenceScores, compare, reference_scores
+from dse.formats.grammar import parse_precision
+from dse.formats.precision import Precision
+from dse.graph.units import Unit
+
+VERSION = 1
+WINDOW = 256
+BLOCK = 32
+N_PILOTS = 6
+PILOT = "int4_g64"
+HOPELESS_NATS = 0.5  # no plan takes such a cell, so one window will do
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SampledCell:
+    """Mean KL in nats with its standard error, from ``n_tokens``; 0 error when the text was used up."""
+
+    kl_nats: float
+    standard_error_nats: float
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One sequence: ids (1, length), scores and block outputs of the full-precision model."""
+
+    ids: Tensor
+    scores: ReferenceScores
+    outputs: list[Tensor]
+
+
+class SampledKL:
+    """Measures the cells of one evaluator."""
+
+    def __init__(self, evaluator: QualityEvaluator, relative_error: float) -> None:
+        """Prepare; nothing runs yet. ``relative_error``: wanted standard error over mean."""
+        self._evaluator = evaluator
+        self._model = evaluator.model
+        self._target = relative_error
+        self._length = evaluator.sample.sequence_length
+        self._window = min(WINDOW, self._length)
+
+    def identity(self) -> list[object]:
+        """Return what a cell depends on besides the evaluator's identity."""
+        pilots = [unit.name for unit in self._pilot_units]
+        return [VERSION, self._target, WINDOW, BLOCK, PILOT, pilots, HOPELESS_NATS]
+
+    def measure(self, unit: Unit, precisions: Sequence[Precision]) -> list[SampledCell]:
+        """Return one cell for each precision of a unit."""
+        found: dict[int, SampledCell] = {}
+        seen: dict[int, list[Values]] = {}
+        for index, precision in enumerate(precisions):
+            if self._model.expand([(unit, precision)]).is_reference:
+                found[index] = SampledCell(0.0, 0.0, self._evaluator.sample.n_tokens)
+            else:
+                seen[index] = []
+        for n_windows in range(1, self._most_windows + 1):
+            active = [index for index in seen if index not in found]
+            if not active:
+                break
+            row = self._order[n_windows - 1]
+            values = self._divergences(unit, [precisions[i] for i in active], row, self._window)
+            for index, kl in zip(active, values, strict=True):
+                seen[index].append(kl)
+                cell = self._estimate(np.stack(seen[index]))
+                if self._is_settled(cell):
+                    found[index] = cell
+        rest = [index for index in seen if index not in found]
+        if rest:
+            exact = self._on_all([precisions[index] for index in rest], unit)
+            for index, kl in zip(rest, exact, strict=True):
+                found[index] = SampledCell(max(0.0, float(kl.mean())), 0.0, kl.size)
+        return [found[index] for index in range(len(precisions))]
+
+    def _is_settled(self, cell: SampledCell) -> bool:
+        error = cell.standard_error_nats
+        return error <= self._target * cell.kl_nats or cell.kl_nats - 2 * error > HOPELESS_NATS
+
+    def _estimate(self, kl: Values) -> SampledCell:
+        """Return the ratio estimate from windows in order (n_windows, window)."""
+        n_windows = len(kl)
+        mean, error = ratio_estimate(kl, self._profile[self._order[:n_windows], : self._window])
+        return SampledCell(max(0.0, mean), error * self._inflation[n_windows - 1], kl.size)
+
+    @property
+    def _most_windows(self) -> int:
+        """Windows worth taking before the whole text is cheaper."""
+        n_sequences = len(self._evaluator.sample.ids)
+        return n_sequences // 2 if self._length >= 2 * BLOCK else 0
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """Sequences in the order in which the means of their windows serve the pilots best."""
+        order: list[int] = []
+        rest = list(range(len(self._profile)))
+        while rest:
+            best = min(rest, key=lambda row: self._pilot_error([*order, row]))
+            order.append(best)
+            rest.remove(best)
+        return order
+
+    def _pilot_error(self, rows: list[int]) -> float:
+        return sum(error**2 for error, _ in self._pilot_draws(rows))
+
+    def _pilot_draws(self, rows: list[int]) -> list[tuple[float, float]]:
+        """Return (true error, standard error) of every pilot, estimated from some windows with the others."""
+        draws = []
+        for index, pilot in enumerate(self._pilots):
+            others = np.delete(self._pilots, index, axis=0).mean(0)[rows, : self._window]
+            mean, error = ratio_estimate(pilot[rows, : self._window], others)
+            draws.append((mean - 1.0, error))
+        return draws
+
+    @cached_property
+    def _inflation(self) -> list[float]:
+        """By number of windows: how much larger true errors of pilots are than the blocks say, at least 1."""
+        factors = []
+        rows = range(len(self._profile))
+        for n_windows in range(1, self._most_windows + 1):
+            draws = [d for some in combinations(rows, n_windows) for d in self._pilot_draws(list(some))]
+            squares = [(error / max(stated, 1e-12)) ** 2 for error, stated in draws]
+            factors.append(max(1.0, math.sqrt(float(np.mean(squares)))))
+        return factors
+
+    @cached_property
+    def _profile(self) -> Values:
+        """Sensitivity of each position (n_sequences, length), mean 1."""
+        profile: Values = self._pilots.mean(0)
+        return profile
+
+    @cached_property
+    def _pilots(self) -> Values:
+        """(N_PILOTS, n_sequences, length), each of mean 1."""
+        precision = parse_precision(PILOT)
+        pilots = np.stack([self._on_all([precision], unit)[0] for unit in self._pilot_units])
+        scaled: Values = pilots / pilots.mean((1, 2), keepdims=True)
+        return scaled
+
+    @property
+    def _pilot_units(self) -> list[Unit]:
+        units = [unit for unit in self._model.units if unit.ops]
+        chosen = Random(0).sample(range(len(units)), min(N_PILOTS, len(units)))
+        return [units[index] for index in sorted(chosen)]
+
+    def _on_all(self, precisions: list[Precision], unit: Unit) -> list[Values]:
+        """Return the divergences (n_sequences, length) of each precision on the whole text."""
+        rows = range(len(self._evaluator.sample.ids))
+        parts = [self._divergences(unit, precisions, row, self._length) for row in rows]
+        return [np.stack([part[index] for part in parts]) for index in range(len(precisions))]
+
+    def _divergences(self, unit: Unit, precisions: list[Precision], row: int, length: int) -> list[Values]:
+        """Return the KL (length,) of each precision over the beginning of a sequence."""
+        sequence = self._sequences[row]
+        ids, scores = sequence.ids[:, :length], _beginning(sequence.scores, length)
+        outputs = [output[:, :length] for output in sequence.outputs[: unit.layer]]
+        together = all(
+            p.activations.is_float and p.kv.is_float and not p.weights.is_float for p in precisions
+        )
+        if not together:
+            return [self._alone(unit, precision, ids, scores, outputs) for precision in precisions]
+        paths = [self._model.path(unit.layer, op) for op in unit.ops]
+        batch = len(precisions)
+        shared = [output.expand(batch, -1, -1) for output in outputs]
+        formats = [precision.weights for precision in precisions]
+        with weights_by_sequence(self._model, paths, formats), self._model.replayed(shared):
+            logits = self._model.logits(ids.expand(batch, -1))
+            return [_kl(part, ids, scores) for part in logits.split(1)]
+
+    def _alone(
+        self, unit: Unit, precision: Precision, ids: Tensor, scores: ReferenceScores, outputs: list[Tensor]
+    ) -> Values:
+        formats = self._model.expand([(unit, precision)])
+        with self._model.applied(formats), self._model.replayed(outputs):
+            return _kl(self._model.logits(ids), ids, scores)
+
+    @cached_property
+    def _sequences(self) -> list[_Sequence]:
+        found = []
+        for ids in torch.from_numpy(self._evaluator.sample.ids).long().split(1):
+            with torch.inference_mode(), self._model.recorded() as outputs:
+                logits = self._model.logits(ids)
+            scores = reference_scores(logits, ids, torch.float32)
+            found.append(_Sequence(ids, scores, [_hidden(output) for output in outputs]))
+        return found
+
+
+def ratio_estimate(values: Values, profile: Values) -> tuple[float, float]:
+    """Return (estimate, standard error) of the mean over all positions, where the profile's mean is 1.
+
+    Args:
+        values: (n_windows, length); profile: the same positions of the auxiliary variable.
+    """
+    scale = float(profile.mean())
+    ratio = float(values.mean()) / scale
+    blocks = [
+        part.mean()
+        for row in values - ratio * profile
+        for part in np.array_split(row, max(1, row.size // BLOCK))
+    ]
+    return ratio, float(np.std(blocks, ddof=1)) / math.sqrt(len(blocks)) / scale
+
+
+def _beginning(scores: ReferenceScores, length: int) -> ReferenceScores:
+    return ReferenceScores(
+        scores.probabilities[:length],
+        scores.self_term[:length],
+        scores.top1[:length],
+        scores.nll[:, : length - 1],
+    )
+
+
+def _kl(logits: Tensor, ids: Tensor, scores: ReferenceScores) -> Values:
+    kl: Values = compare(logits, ids, scores).kl.numpy()
+    return kl
+
+
+def _hidden(output: object) -> Tensor:
+    """Return the hidden states that a block gives; older architectures wrap them in a tuple."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden
