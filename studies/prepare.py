@@ -68,6 +68,10 @@ def prepare(study: Study, progress: Callable[[str], None], *, weights: bool = Tr
     graph = load_graph(source)
     check_context(graph, study)
     units = units_of(graph, study.granularity, runtime.ties)
+    micro_batches, times = divisors(study.workload.batch), None
+    if study.layer_times is not None:
+        times = LayerTimes(read_layer_times(Path(study.layer_times)), study.layer_time_model)
+        micro_batches = times.covered_sizes(micro_batches)
     progress("pricing every operator on every device")
     table = build_cost_table(
         graph,
@@ -75,11 +79,10 @@ def prepare(study: Study, progress: Callable[[str], None], *, weights: bool = Tr
         precisions,
         cluster.specs,
         study.workload,
-        divisors(study.workload.batch),
+        micro_batches,
         runtime=runtime,
     )
-    if study.layer_times is not None:
-        times = LayerTimes(read_layer_times(Path(study.layer_times)), study.layer_time_model)
+    if times is not None:
         table = with_layer_times(table, times, study.workload, study.layer_time_tokens)
     return Prepared(source, graph, cluster, runtime, units, precisions, table, dropped)
 

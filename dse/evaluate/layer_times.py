@@ -146,6 +146,21 @@ class LayerTimes:
         words = device.lower().split("_")
         return next((name for name in sorted(measured) if name.lower() in words), device)
 
+    def covered_sizes(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Return the micro-batches between the smallest and the largest measured batch; a regression has all.
+
+        Raises:
+            ConfigError: none is.
+        """
+        if self.method == "regression":
+            return tuple(sizes)
+        batches = [[row.batch for row in rows] for rows in self._rows.values()]
+        low, high = max(map(min, batches)), min(map(max, batches))
+        found = tuple(size for size in sizes if low <= size <= high)
+        if not found:
+            raise ConfigError(f"layer times of batches {low:g} to {high:g} cover none of {tuple(sizes)}")
+        return found
+
     def seconds(self, device: str, precision: str, phase: Phase, batch: float, tokens: float) -> float:
         """Return the time of one layer.
 

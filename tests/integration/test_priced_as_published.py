@@ -123,24 +123,20 @@ def test_measured_tables_and_the_regression(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The measured tables hold one length only: as they are they price it, a regression is refused."""
-    data = json.loads((shared_data / "planning" / "opt30b_layer_times.json").read_text())
-    rows = [
-        (gpu, int(width), phase, batch, 512, milliseconds / 1e3)
-        for gpu, phases in data["layer_time_ms"].items()
-        for phase, widths in phases.items()
-        for width, values in widths.items()
-        for batch, milliseconds in zip(data["batch_sizes"], values, strict=True)
-    ]
+    times = shared_data / "planning" / "opt30b_layer_times.json"
+    recorded_s = json.loads(times.read_text())["optimum_ms"]["V100_first"]["eta2"][1] / 1e3
     counts = [[0, 0, 7, 11], [0, 0, 10, 0], [0, 0, 10, 0], [0, 0, 10, 0]]
     order = ["V100", "T4", "T4", "T4"]
     plan = write_plan(tmp_path / "plan.json", order, counts, [3, 4, 8, 16], 2)
-    times = write_times(tmp_path / "times.csv", rows)
+    document = json.loads(plan.read_text()) | {"decode_micro_batch": 8}
+    plan.write_text(json.dumps(document))
     sizes = ("--batch", 32, "--prompt", 512, "--output", 100)
     words = ("cost", "opt-30b", "--cluster", "llmpq_cluster3", "--plan", plan, *sizes, "--layer-times", times)
     code, found = run(capsys, monkeypatch, *words, "--layer-time-tokens", 512)
     assert code == 0, found
     assert found["stage_prefill_s"][1] == pytest.approx(10 * 40.5836165e-3)
-    assert found["stage_decode_s"][1] == pytest.approx(10 * 6.061634421e-3)
+    assert found["stage_decode_s"][1] == pytest.approx(10 * 7.886072993e-3)
+    assert found["total_s"] == pytest.approx(recorded_s, rel=0.03)
     code, error = run(capsys, monkeypatch, *words, "--layer-time-model", "regression")
     assert code == 2
     assert "regression needs 5 different workloads" in error

@@ -57,6 +57,35 @@ def test_tables_interpolate_and_do_not_extrapolate():
             source.seconds("toy", BF16.name, "prefill", batch, tokens)
 
 
+def test_tables_say_which_micro_batches_they_cover():
+    assert LayerTimes(rows_of(), "table").covered_sizes((2, 8, 16)) == (2, 8)
+    with pytest.raises(ConfigError, match="cover none"):
+        LayerTimes(rows_of(), "table").covered_sizes((16,))
+
+
+def test_published_tables_are_read_as_they_are(tmp_path):
+    file = tmp_path / "times.json"
+    tables = {"T4": {"prefill": {"8": [1.0, 3.0], "16": [2.0, 4.0]}, "decode": {"8": [5.0, 6.0]}}}
+    document = {"layer_time_ms": tables, "batch_sizes": [2, 4], "prompt_tokens": 512, "past_tokens": 500}
+    file.write_text(json.dumps(document))
+    rows = read_layer_times(file)
+    eight, wide = (parse_precision(f"{name}/fp16/fp16").name for name in ("int8_row", "fp16"))
+    assert LayerTime("T4", eight, "decode", 4, 500, 0.006) in rows
+    assert LayerTime("T4", wide, "prefill", 2, 512, 0.002) in rows
+    source = LayerTimes(rows, "table")
+    assert source.covers("nvidia_t4", eight)
+    assert not source.covers("nvidia_t4", wide)
+    assert not source.covers("nvidia_t40", eight)
+    assert source.seconds("nvidia_t4", eight, "prefill", 3, 512) == pytest.approx(0.002)
+    for broken, message in (({"batch_sizes": [2]}, "do not fit"), ({"layer_time_ms": 3}, "do not fit")):
+        file.write_text(json.dumps(document | broken))
+        with pytest.raises(ConfigError, match=message):
+            read_layer_times(file)
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="list of measurements"):
+        read_layer_times(file)
+
+
 def test_negative_regressions_are_refused():
     # Falling times: far out the line crosses zero.
     rows = [replace(row, seconds=1.0 / row.batch) for row in rows_of()]
