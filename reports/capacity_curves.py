@@ -306,6 +306,13 @@ def two_years_chart(question: str, answer: dict[str, Any], result: dict[str, Any
 def other_answers(asked: dict[str, Any]) -> tuple[Block, ...]:
     """What takes a sentence: how much more load fits, spot prices, the least energy, what budgets buy."""
     points: list[str] = [row["text"] for row in asked.get("headroom", {}).get("rows", ())]
+    pools = asked.get("pools", {})
+    if pools:
+        text = pools.get("text") or f"separate pools: not possible ({pools['reason']})"
+        points.append(text[0].upper() + text[1:])
+        points += [
+            f"{entry['n_replicas']}× {entry['name']}" for entry in pools.get("apart", {}).get("pools", ())
+        ]
     for name, what in (("spot", "At spot prices"), ("energy", "For the least energy")):
         answer = asked.get(name)
         if answer is None:

@@ -19,6 +19,7 @@ from dse.capacity.fleet_solver import SolverOptions
 from dse.capacity.load import Load, RequestClass
 from dse.capacity.market import Answer, Market
 from dse.capacity.options import REFERENCE_BITS
+from dse.capacity.pools import separate_pools
 from dse.capacity.shortage import shortage
 from dse.capacity.survival import surviving_fleet
 from dse.errors import ConfigError
@@ -324,6 +325,7 @@ QUESTIONS: dict[str, Question] = {
     "quantization": quantization,
     "headroom": headroom,
     "lose-node": lose_a_node,
+    "pools": separate_pools,
     "spot": spot_prices,
     "price": price_sensitivity,
     "two-years": two_years,

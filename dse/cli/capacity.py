@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,8 @@ def capacity(
     asked = replace(asked, **known)
     if resume and out is None:
         raise ConfigError("needs the folder of the run", path="--resume", value="without -o")
+    if out is not None:
+        _check_folder(out)
     with ConsoleProgress() as progress:
         result = run_capacity(asked, progress, out, resume=resume)
     if out is not None:
@@ -181,6 +184,20 @@ def _changed(
     return study
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is computed; leave nothing behind."""
+    first = next(path for path in (*reversed(out.parents), out) if not path.is_dir() or path == out)
+    try:
+        if out.is_dir():
+            with tempfile.TemporaryFile(dir=out):
+                return
+        first.mkdir()
+        first.rmdir()
+    except OSError as error:
+        text = f"cannot be written: {error.strerror}"
+        raise ConfigError(text, path="--out", value=str(out)) from error
+
+
 def _write(result: dict[str, Any], folder: Path) -> None:
     from dse.content import write_atomic
     from reports.capacity import write_capacity_report
@@ -270,6 +287,8 @@ def answer_lines(name: str, answer: dict[str, Any]) -> list[str]:
         fleets = ", ".join(f"{what} {_cost(point)}" for what, point in answer["fleets"].items())
         saved = answer["saved_frac"]
         return [f"{name}: {fleets}" + ("" if saved is None else f"; saves {saved:.0%}")]
+    if name == "pools":
+        return [f"{name}: {answer['text']}"]
     if name == "headroom":
         return [f"{name}: " + "; ".join(row["text"] for row in answer["rows"])]
     if name == "lose-node":

@@ -133,6 +133,7 @@ def test_the_best_service_within_a_budget(tmp_path: Path) -> None:
         (("--objective", "fun"), "unknown objective"),
         (("--trace", "none.csv"), "no such file"),
         (("--resume",), "needs the folder"),
+        (("--out", "/proc/nope"), "cannot be written"),
         (("--precisions", "int4_g12x"), "int4_g12x"),
     ],
 )

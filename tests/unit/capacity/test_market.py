@@ -98,6 +98,12 @@ def test_other_questions(asked: Asked) -> None:
     assert all(row["carried_factor"] < 1.3 for row in lost["losses"])
     survivor, spare = lost["survivor"], lost["one_more_of_each"]
     assert asked.answer.fleet.usd_per_h < survivor["usd_per_h"] <= spare["usd_per_h"] + 1e-9
+    pools = QUESTIONS["pools"](asked)
+    assert pools["together"]["usd_per_h"] == pytest.approx(asked.answer.fleet.usd_per_h)
+    apart = pools["apart"]
+    assert pools["dearer_frac"] == pytest.approx(apart["usd_per_h"] / asked.answer.fleet.usd_per_h - 1)
+    assert {entry["name"].split("(")[-1] for entry in apart["pools"]} == {"prefill)", "decode)"}
+    assert len(apart["levels"]) == 2
     spot = QUESTIONS["spot"](asked)
     assert spot["unknown"] == ["small"]
     assert set(spot["nodes"]) == {"large"}
