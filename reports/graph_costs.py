@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dse.evaluate.cost_document import cost_document
+from dse.evaluate.cost_document import Setting, cost_document
 from dse.formats.precision import Precision
 from dse.formats.storage import stored_bits
 from dse.graph.operator import Op, OperatorGraph
 from dse.graph.units import Unit
 from dse.graph.workload import Workload
-from hardware_specs.spec import HardwareSpec
+from hardware_specs.spec import HardwareSpec, RuntimeProfile
 
 WIDE_BITS = 16.0
 MAIN_PHASES = ("prefill", "decode")
@@ -41,6 +41,7 @@ def graph_costs(
     batch: int,
     prompt: int,
     context: int,
+    runtime: RuntimeProfile | None = None,
 ) -> GraphCosts:
     """Price a graph at one shape.
 
@@ -51,14 +52,16 @@ def graph_costs(
         units: the units of a mixed assignment.
         batch, prompt: sequences and prompt tokens of each in prefill.
         context: positions that the decode step attends to.
+        runtime: prices what it fuses as one kernel.
 
     Raises:
         UnsupportedOnDevice: the device has no kernel for a precision.
     """
     numbers: dict[tuple[str, str], dict[str, float]] = {}
+    setting = Setting(runtime=runtime)
     names: tuple[str, ...] = ()
     for phase, before in zip(MAIN_PHASES, (prompt, max(1, context - 1)), strict=True):
-        document = cost_document(graph, spec, precision, Workload(batch, before, 1), units)
+        document = cost_document(graph, spec, precision, Workload(batch, before, 1), units, setting)
         names = tuple(document["precisions"])
         for row in document["operators"]:
             if row["phase"] == phase:

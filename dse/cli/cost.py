@@ -62,6 +62,9 @@ def cost(
         "--hits",
         help="Hit rates of expert or neuron caches: of the device, then of each level but the last.",
     ),
+    runtime: str | None = typer.Option(
+        None, "--runtime", help="Runtime profile: what it fuses is one kernel, its host time counts."
+    ),
     overlap: float = typer.Option(
         1.0, "--overlap", min=0, max=1, help="Share of the transfers that run beside other layers."
     ),
@@ -81,8 +84,8 @@ def cost(
     if cluster is not None:
         if plan is None:
             raise ConfigError("a cluster needs the plan that says which devices do what", path="--plan")
-        if offload or hits or tensor_parallel > 1:
-            raise ConfigError("--offload and --tensor-parallel belong to --device", path="--cluster")
+        if offload or hits or tensor_parallel > 1 or runtime is not None:
+            raise ConfigError("--offload, --tensor-parallel, --runtime belong to --device", path="--cluster")
         times = options.layer_times_of(layer_times, layer_time_model)
         measured = _Measured(times, layer_time_tokens)
         graph = options.load_graph_of(model, source)
@@ -92,11 +95,12 @@ def cost(
         raise ConfigError("measured layer times need --cluster and --plan", path="--layer-times")
     from dse.evaluate.cost_document import Setting
     from dse.evaluate.offload import parse_offload
-    from hardware_specs.loader import load_device
+    from hardware_specs.loader import load_device, load_runtime
 
     spec = load_device(str(device))
     ways = parse_offload(spec, offload, hits, overlap)
-    setting = Setting(grid, _group(spec, tensor_parallel, nodes), extras, ways)
+    serving = None if runtime is None else load_runtime(runtime)
+    setting = Setting(grid, _group(spec, tensor_parallel, nodes), extras, ways, serving)
     document = _price_on_device(
         options.load_graph_of(model, source),
         spec,

@@ -231,7 +231,7 @@ def plan(
             )
         changes = answers(found, what_if)
         rivals = published(found) if baselines else []
-    document = _document(found.candidate)
+    document = _document(found.candidate, found.prepared)
     if verified is not None:
         document["perplexity"] = plan_tables.checks_document(verified)
     if what_if:
@@ -306,11 +306,14 @@ def _objective(name: str) -> Objective:
     raise ConfigError("unknown objective", path="--objective", value=name, allowed=list(BOUND_FIELDS))
 
 
-def _document(candidate: Candidate) -> dict[str, Any]:
+def _document(candidate: Candidate, prepared: Prepared) -> dict[str, Any]:
+    """Return the plan's document; ``encoder_layers`` is [first, last + 1] of an encoder-decoder's encoder."""
+    n_encoder = prepared.graph.n_encoder_layers
     solver = {**candidate.solver, "time_s": candidate.solution.time_s, "penalty": candidate.solution.penalty}
     solver["all_orders"] = candidate.problem is None or candidate.problem.all_orders
     return {
         **candidate.plan.to_json(),
+        **({"encoder_layers": [0, n_encoder]} if n_encoder else {}),
         "predicted": asdict(candidate.predicted),
         "solver": solver,
         "serving": serving_flags(candidate.plan),
@@ -343,7 +346,8 @@ def _show(
         used = [p.name for unit, p in candidate.plan.assignment.items if first <= layers[unit] < end]
         counts = ", ".join(f"{used.count(name)}x {name}" for name in dict.fromkeys(used))
         device = stage.devices[0]
-        rows.append((device, f"{first}-{end - 1}", si(predicted.memory_bytes[device], "B"), counts))
+        whose = _whose(first, end, prepared.graph.n_encoder_layers)
+        rows.append((device, f"{first}-{end - 1}{whose}", si(predicted.memory_bytes[device], "B"), counts))
     table(
         "Stages", ("device", "layers", "memory", "precisions (weights/activations/kv)"), rows, numeric_from=4
     )
@@ -364,6 +368,15 @@ def _show(
     typer.echo(
         f"penalty: {solution.penalty:.4g} {sensitivity.unit} ({sensitivity.metric}, {sensitivity.provenance})"
     )
+
+
+def _whose(first: int, end: int, n_encoder: int) -> str:
+    """Say which of the layers first .. end - 1 are the encoder's; nothing of a model without one."""
+    if not n_encoder:
+        return ""
+    if end <= n_encoder:
+        return " (encoder)"
+    return " (decoder)" if first >= n_encoder else f" (encoder to {n_encoder - 1})"
 
 
 def _energy(predicted: Predicted) -> str:

@@ -50,6 +50,9 @@ def trace(
         None, "--device", help="With an .html file: adds time, energy and bits on this device."
     ),
     plan: Path | None = typer.Option(None, "--plan", help="With --device: a plan.json of precisions."),
+    runtime: str | None = typer.Option(
+        None, "--runtime", help="With --device: a runtime profile whose fused kernels are priced as one."
+    ),
     weights: str = WEIGHTS,
     activations: str = ACTIVATIONS,
     kv: str = KV,
@@ -69,7 +72,7 @@ def trace(
     if output is not None:
         if output.suffix == ".html":
             precision = precision_of(weights, activations, kv)
-            _write_page(graph, output, document["shape"], device, plan, precision)
+            _write_page(graph, output, document["shape"], device, plan, precision, runtime)
         elif output.suffix == ".json":
             from dse.content import write_atomic
 
@@ -112,6 +115,7 @@ def _write_page(
     device: str | None,
     plan: Path | None,
     uniform: Precision,
+    runtime: str | None,
 ) -> None:
     from reports.graph_costs import graph_costs
     from reports.graph_page import write_graph_page
@@ -119,13 +123,14 @@ def _write_page(
     sizes = (shape["batch"], shape["prompt"], shape["context"])
     costs = None
     if device is not None:
-        from hardware_specs.loader import load_device
+        from hardware_specs.loader import load_device, load_runtime
 
+        serving = None if runtime is None else load_runtime(runtime)
         spec = load_device(device)
         if plan is None:
-            costs = graph_costs(graph, spec, uniform, (), *sizes)
+            costs = graph_costs(graph, spec, uniform, (), *sizes, serving)
         else:
             parsed = read_plan(plan)
             units = units_of_plan(parsed, graph)
-            costs = graph_costs(graph, spec, parsed.assignment.by_unit, units, *sizes)
+            costs = graph_costs(graph, spec, parsed.assignment.by_unit, units, *sizes, serving)
     write_graph_page(graph, path, *sizes, costs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cost_models.work import Floats, OpCost, Provenance, Work
 from dse.errors import UnsupportedOnDevice
 from dse.evaluate.beside import NO_EXTRAS, Extras
 from dse.evaluate.device_costs import UNQUANTIZED
+from dse.evaluate.fusion import launch_shares
 from dse.evaluate.kernel_path import supports
 from dse.evaluate.lowering import SIXTEEN_BIT_BYTES, Phase, lower, lower_beside
 from dse.evaluate.sizes import LAST_POSITION, decode_contexts
@@ -21,7 +23,7 @@ from dse.formats.precision import Precision
 from dse.graph.operator import Block, Op, OperatorGraph
 from dse.graph.units import Unit
 from dse.graph.workload import Workload
-from hardware_specs.spec import HardwareSpec
+from hardware_specs.spec import HardwareSpec, RuntimeProfile
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
@@ -128,6 +130,8 @@ class Breakdown:
         of_op: precision of each operator.
         workload: the whole batch is one micro-batch; a decode step is the mean over the growing context.
         extras: what a quantization method adds.
+        runtime: what it fuses shares launches, and its host time is a row of every pass; None prices every
+            operator as a launch. The graph is ``fusion.with_fused_norms`` of it.
     """
 
     graph: OperatorGraph
@@ -136,6 +140,12 @@ class Breakdown:
     workload: Workload
     extras: Extras = NO_EXTRAS
     group: TensorGroup | None = None
+    runtime: RuntimeProfile | None = None
+
+    @cached_property
+    def launch_shares(self) -> dict[tuple[int, ...], dict[str, float]]:
+        """The part of a launch that falls on each linear, by layers of the block and name."""
+        return {block.layers: launch_shares(block, self.runtime) for block in self.graph.blocks}
 
     def rows(self) -> Iterator[OpRow]:
         """Yield every operator of every layer in both phases; equal ones are priced once.
@@ -160,6 +170,14 @@ class Breakdown:
                     prefix = part.full_name(part.ops[0], layer).removesuffix(part.ops[0].name)
                     for row in self._all_reduces(layer, phase):
                         yield replace(row, name=prefix + row.name, layer=layer)
+            if self.runtime is not None and self.runtime.step_overhead_s:
+                last = next(reversed(known.values()))[0]
+                yield self._host(phase, self.runtime.step_overhead_s, last.provenance)
+
+    def _host(self, phase: Phase, seconds: float, provenance: Provenance) -> OpRow:
+        """Return the runtime's own time in a pass."""
+        idle_j, nothing = (self.spec.power.static_w or 0.0) * seconds, (0.0,) * 5
+        return OpRow("host", None, phase, "host", seconds, idle_j, *nothing, provenance, seconds, seconds)
 
     def op_rows(self, op: Op, part: Block, precision: Precision, phase: Phase) -> list[OpRow]:
         """Return the row of an operator and of what runs beside it."""
@@ -169,9 +187,10 @@ class Breakdown:
         if phase == "decode":
             query, context = 1.0, decode_contexts(self.workload)
         sizes = (batch, query, context)
-        works = [(op.name, lower(op, precision, self.spec, phase, *sizes))]
+        share = self.launch_shares.get(part.layers, {}).get(op.name, 1.0)
+        works = [(op.name, lower(op, precision, self.spec, phase, *sizes, launch_share=share))]
         if part in self.graph.blocks:
-            beside = lower_beside(op, part, precision, self.spec, phase, *sizes, self.extras)
+            beside = lower_beside(op, part, precision, self.spec, phase, *sizes, self.extras, share)
             works += [(f"{op.name}.{what}", work) for what, work in beside]
         return [self._row(name, phase, work, price(work, self.spec)) for name, work in works]
 

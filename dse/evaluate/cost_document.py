@@ -13,6 +13,7 @@ from cost_models.pricing import bound_by, join_provenance
 from dse.evaluate.beside import NO_EXTRAS, Extras
 from dse.evaluate.breakdown import PHASES, Breakdown, OpRow, check_supported, precision_of_op
 from dse.evaluate.fitting import held_bytes, layer_weight_bytes, what_would_fit
+from dse.evaluate.fusion import with_fused_norms
 from dse.evaluate.kernel_path import float_kind
 from dse.evaluate.lowering import Phase, active_frac, active_matrices, runs, weight_bytes
 from dse.evaluate.offload import LayerRequests, Offload, outside_frac, pass_s
@@ -21,7 +22,7 @@ from dse.formats.precision import Precision
 from dse.graph.operator import Block, OperatorGraph
 from dse.graph.units import Unit
 from dse.graph.workload import Workload
-from hardware_specs.spec import HardwareSpec
+from hardware_specs.spec import HardwareSpec, RuntimeProfile
 
 ENERGY_PARTS = 3  # static, memory, compute
 
@@ -35,12 +36,14 @@ class Setting:
         group: devices that share every layer.
         extras: what a quantization method adds.
         offload: where weights lie that do not fit.
+        runtime: prices what it fuses as one kernel, as cost tables do; None every operator as a launch.
     """
 
     grid_g_per_kwh: float | None = None
     group: TensorGroup | None = None
     extras: Extras = NO_EXTRAS
     offload: Offload | None = None
+    runtime: RuntimeProfile | None = None
 
 
 def cost_document(
@@ -72,8 +75,8 @@ def cost_document(
     degree = 1 if setting.group is None else setting.group.degree
     of_op = precision_of_op(precision, units)
     used = check_supported(spec, of_op)
-    part = graph_part(graph, degree)
-    breakdown = Breakdown(part, spec, of_op, workload, setting.extras, setting.group)
+    part = graph_part(with_fused_norms(graph, setting.runtime), degree)
+    breakdown = Breakdown(part, spec, of_op, workload, setting.extras, setting.group, setting.runtime)
     rows = list(breakdown.rows())
     memory = held_bytes(breakdown)
     layers = layer_weight_bytes(breakdown)
@@ -102,6 +105,7 @@ def cost_document(
         "tensor_parallel": degree,
         "precisions": list(used),
         "transform": setting.extras.transform,
+        "runtime": None if setting.runtime is None else setting.runtime.name,
         "workload": workload.to_json(),
         **_totals(phases, spec, workload, setting, degree),
         "memory_bytes": memory.to_json(),

@@ -11,7 +11,7 @@ element, quantizing an activation 3, reading a quantized KV element 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -278,10 +278,12 @@ def lower(
     batch: Floats,
     query: Floats,
     context: Floats,
+    launch_share: float = 1.0,
 ) -> Work:
     """Return the physical work of an operator at a precision on a device.
 
     Args:
+        launch_share: 1 / n of a linear that a runtime runs as one with n - 1 others (``fusion``).
         batch, query, context: sequences, new tokens of each, and positions attended to; they broadcast.
         precision: weights and activations matter to linears, the KV format to attention.
 
@@ -293,15 +295,17 @@ def lower(
     if op.kind == "linear":
         outputs, inputs = _weight_shape(op)
         used = active_frac(op, batch, query)
-        return linear_work(
+        work = linear_work(
             linear_path(spec, precision),
             linear_rows(op, batch, query, context),
             outputs * used,
             inputs,
             read_weight_bytes(op, precision.weights) * used,
             row_bits(precision.activations, inputs) / BITS_PER_BYTE * active_matrices(op, batch, query),
-            sums_per_output=scaled_sums_per_output(precision.weights, precision.activations, inputs),
+            launch_share,
+            scaled_sums_per_output(precision.weights, precision.activations, inputs),
         )
+        return replace(work, n_launches=launch_share)
     if op.kind == "attention" and op.attention is not None:
         check_kv(spec, precision.kv)
         return attention_work(op.attention, precision.kv, spec, phase, batch, query, context)
@@ -318,6 +322,7 @@ def lower_beside(
     query: Floats,
     context: Floats,
     extras: Extras = NO_EXTRAS,
+    launch_share: float = 1.0,
 ) -> tuple[tuple[str, Work], ...]:
     """Return (what, work) of the kernels that run beside an operator of a block.
 
@@ -336,7 +341,7 @@ def lower_beside(
         tokens = rows * matrices
         if path.quantizes_before and programmable(spec):
             row_bytes = row_bits(precision.activations, inputs) / BITS_PER_BYTE
-            found.append(("quantize", quantize_work(wide, tokens, inputs, row_bytes)))
+            found.append(("quantize", quantize_work(wide, tokens, inputs, row_bytes, launch_share)))
         kept = extras.keeps(precision.weights)
         if kept is not None:
             outputs = _weight_shape(op)[0] * active_frac(op, batch, query)

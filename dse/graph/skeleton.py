@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from dse.errors import ConfigError
-from dse.graph.check import check_values
+from dse.graph.check import check_given, check_values
 from dse.graph.fit import DECODER, ENCODER, VISION, Probe
 from dse.graph.kernels import (
     ATTENTION_NAME,
@@ -162,6 +162,7 @@ def build_config(source: ModelSource) -> Any:
     keywords = {k: v for k, v in source.config.items() if k != "model_type"}
     model_type = source.config["model_type"]
     check_values(source.config, source.name)
+    check_given(source.config, source.name)
     try:
         with _quiet():
             config = AutoConfig.for_model(model_type, **copy.deepcopy(keywords))
@@ -251,6 +252,14 @@ def build_skeleton(source: ModelSource) -> Skeleton:
     _use_traced_experts(model)
     if model.config.is_encoder_decoder:
         return _with_both_stacks(model, source)
+    if {"text_config", "vision_config"} <= vars(model.config).keys() and _attends_both_ways(model):
+        raise ConfigError(
+            f"'{model.config.model_type}' joins a text and a vision model: trace one of the two "
+            "(its text_config or vision_config as a configuration of its own)",
+            file=source.name,
+            path="model_type",
+            value=model.config.model_type,
+        )
     encoder = _attends_both_ways(model)
     probe = DECODER if not encoder else ENCODER if model.main_input_name == "input_ids" else VISION
     parameters = sum(parameter.numel() for parameter in model.parameters())

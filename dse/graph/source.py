@@ -123,22 +123,39 @@ def _from_gguf(path: Path) -> ModelSource:
         raise ConfigError("is a GGUF file without an architecture", file=str(path))
     if "head_dim" not in plain:
         plain |= _head_dim(path, plain["model_type"])
+    plain |= _window(path, plain["model_type"])
     return ModelSource(path.stem, plain, gguf=path)
 
 
 def _head_dim(path: Path, model_type: str) -> dict[str, int]:
     """Return the width of a head where transformers' reading of the header leaves it out (Qwen 3)."""
-    from gguf import GGUFReader
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if "head_dim" not in inspect.signature(CONFIG_MAPPING[model_type]).parameters:
         return {}
-    named = [
-        field
-        for name, field in GGUFReader(path).fields.items()
-        if name.endswith(".attention.key_length") and not name.startswith("general.")
+    named = _numbers(path, ".attention.key_length")
+    return {"head_dim": named[0]} if named else {}
+
+
+def _window(path: Path, model_type: str) -> dict[str, int | None]:
+    """Return the sliding window that the header names, and that there is none where Mistral's names none.
+
+    transformers does not read it, and would take the window of the first Mistral 7B.
+    """
+    named = _numbers(path, ".attention.sliding_window")
+    if named:
+        return {"sliding_window": named[0]}
+    return {"sliding_window": None} if model_type == "mistral" else {}
+
+
+def _numbers(path: Path, ending: str) -> list[int]:
+    """Return the header's numbers whose keys end so."""
+    from gguf import GGUFReader
+
+    found = GGUFReader(path).fields.items()
+    return [
+        int(f.contents()) for name, f in found if name.endswith(ending) and not name.startswith("general.")
     ]
-    return {"head_dim": int(named[0].contents())} if named else {}
 
 
 def _hub_answers() -> bool:

@@ -16,10 +16,14 @@ from dse.evaluate.offload import parse_offload
 from dse.evaluate.tensor_parallel import TensorGroup
 from dse.formats.grammar import parse_precision
 from dse.graph.operator import Experts
+from dse.graph.source import ModelSource
+from dse.graph.trace import trace_model
 from dse.graph.units import units_of
 from dse.graph.workload import Workload
+from hardware_specs.loader import load_runtime
 from hardware_specs.spec import Link, Power
 from tests.factories import make_graph, make_spec
+from tests.small_models import DECODERS
 
 GRAPH = make_graph(n_layers=4)
 INT4, BF16 = parse_precision("int4_g64"), parse_precision("bf16")
@@ -195,3 +199,20 @@ def test_money_of_a_group():
     expected = 2 / 3600 * document["total_s"] / (4 * 9) * 1e6
     assert document["cost_usd_per_mtok"] == pytest.approx(expected)
     assert np.isfinite(document["energy_j_per_request"])
+
+
+@pytest.mark.parametrize("precision", [INT4, BF16])
+@pytest.mark.parametrize("runtime", ["vllm", "generic", None])
+def test_a_runtime_costs_what_the_cost_table_says(precision, runtime):
+    """Oracle: the dense table; its fused launches, saved reads and host time are those of the rows."""
+    graph = trace_model(ModelSource("small", DECODERS["llama"]))
+    serving = None if runtime is None else load_runtime(runtime)
+    document = cost_document(graph, SPEC, precision, WORKLOAD, setting=Setting(runtime=serving))
+    units = units_of(graph, "block")
+    table = build_cost_table(graph, units, (precision,), {"toy": SPEC}, WORKLOAD, (4,), runtime=serving)
+    for p, phase in enumerate(("prefill", "decode")):
+        parts = (table.unit_time_s[p].sum(), table.layer_time_s[p].sum())
+        edges = (table.first_time_s[p].sum(), table.last_time_s[p].sum())
+        assert document[phase]["time_s"] == pytest.approx(sum((*parts, *edges)), rel=1e-9)
+    plain = cost_document(graph, SPEC, precision, WORKLOAD)
+    assert (document["decode"]["time_s"] == plain["decode"]["time_s"]) == (runtime != "vllm")

@@ -6,6 +6,7 @@ import json
 import socket
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,10 +45,12 @@ def test_a_broken_folder(tmp_path: Path, content: str | None, text: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def write_gguf(path: Path) -> None:
+def write_gguf(path: Path, architecture: str = "llama", window: int | None = None) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
+    if window is not None:
+        writer.add_sliding_window(window)
     writer.add_context_length(64)
     writer.add_embedding_length(48)
     writer.add_block_count(3)
@@ -126,3 +129,29 @@ def test_the_hash_is_that_of_the_architecture() -> None:
 def test_a_configuration_names_its_architecture() -> None:
     with pytest.raises(ConfigError, match="x: model_type: is missing"):
         ModelSource("x", {"hidden_size": 4})
+
+
+@pytest.mark.parametrize("window", [None, 32])
+def test_a_mistral_gguf_file_slides_as_its_header_says(tmp_path: Path, window: int | None) -> None:
+    write_gguf(tmp_path / "m.gguf", "mistral", window)
+    graph = trace_model(load_source(tmp_path / "m.gguf"))
+    found = {op.attention.window for block in graph.blocks for op in block.ops if op.attention is not None}
+    assert found == {window}
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"model_type": "llama"}, "give hidden_size, num_hidden_layers, num_attention_heads, vocab_size"),
+        ({"model_type": "gpt2", "n_embd": 48, "n_head": 6, "vocab_size": 11}, "does not give n_layer "),
+        ({"model_type": "mamba", "hidden_size": 48, "num_hidden_layers": 2}, "does not give vocab_size "),
+        ({**LLAMA, "rope_scaling": {"rope_type": "yern", "factor": 2.0}}, "unknown rope type 'yern'.*yarn"),
+        ({"model_type": "clip"}, "'clip' joins a text and a vision model"),
+    ],
+)
+def test_a_configuration_that_cannot_be_traced_says_why_in_one_line(
+    config: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        trace_model(ModelSource("x", config))
+    assert "\n" not in str(caught.value)
