@@ -132,16 +132,16 @@ def best_pipeline(
     if not groups:
         return best
     value, bound = float("inf") if cutoff is None else cutoff, float("inf")
-    served = _served(workload, role)
+    workload = served(workload, role)
     n_chunks = (1,) if role == "decode" else options.n_chunks
     variants: list[tuple[int, TableProblem]] = []
     for chunks in n_chunks:
-        table = inputs.table(cluster, served, degrees, chunks)
+        table = inputs.table(cluster, workload, degrees, chunks)
         for usable in kv_groups or inputs.kv_groups:
             resident = inputs.problem(
                 table,
                 cluster,
-                served,
+                workload,
                 groups,
                 sequences or ((0,),),
                 usable,
@@ -206,7 +206,7 @@ def _nothing(
     return replace(best, solution=replace(best.solution, bound=finite, time_s=time_s, binding=text))
 
 
-def _served(workload: Workload, role: Role) -> Workload:
+def served(workload: Workload, role: Role) -> Workload:
     """Return the workload whose cache a pipeline of a role holds.
 
     A prefill alone ends with the first token.

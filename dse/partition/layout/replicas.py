@@ -22,17 +22,18 @@ from dse.errors import ConfigError
 from dse.graph.workload import Workload
 from dse.partition.branch import Limits
 from dse.partition.groups import node_kinds
+from dse.partition.layout.columns import ColumnSearch
 from dse.partition.layout.fluid import fluid_bound_s
 from dse.partition.layout.inputs import ModelInputs, part_of
 from dse.partition.layout.pipeline import LayoutOptions, Pipeline, Role, best_pipeline, degrees_of
+from dse.partition.layout.shares import Counts, in_proportion
 from dse.partition.problem import Array, Goal, Objective, Status
 from dse.partition.solve import OPTIMAL_GAP_FRAC
 from hardware_specs.spec import Cluster
 
-MAX_SOLVES = 200  # pipelines that an exact search may ask for; beyond, replicas stay inside nodes
+MAX_WORK = 3e7  # sums of one pass over devices and requests; beyond, replicas stay inside nodes
 SUMS: tuple[Objective, ...] = ("throughput", "energy", "cost")
 PER_REPLICA: tuple[Objective, ...] = ("ttft", "tpot", "time")
-Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -115,29 +116,26 @@ class DeploymentSearch:
         degrees_of(inputs, cluster, options)
         self.began = time.monotonic()
         self.solved: dict[object, Pipeline] = {}
-        n_bundles = int(np.prod([n + 1 for n in self.whole])) - 1
-        n_most = min(self._most_replicas(), workload.batch)
-        n_batches = workload.batch if n_most > 1 else 1
+        n_bundles = int(np.prod([n + 1 for n in self.whole]))
         self.alone = options.n_replicas == 1 and options.pools == "same"
-        self.exact = self.alone or n_bundles * n_batches <= MAX_SOLVES
+        self.exact = self.alone or n_bundles**2 * workload.batch**2 <= MAX_WORK
         self._check()
 
     def run(self) -> Deployment:
         """Search shared pools, separate ones, or both."""
-        found: list[tuple[float, tuple[Replica, ...]]] = []
-        bounds: list[float] = []
-        if self.options.pools != "separate":
-            found.append(self._together(proven=False))
-            bounds.append(self._together(proven=True)[0] if self.exact else 0.0)
-        if self.options.pools != "same" and self.workload.output_tokens > 1:
-            for usable in self.inputs.by_kv_format:
-                found.append(self._apart(usable, proven=False))
-                bounds.append(self._apart(usable, proven=True)[0] if self.exact else 0.0)
-        value, replicas = min(found, key=lambda entry: entry[0])
-        bound = min(bounds) if self.exact else self._loose_bound()
+        if self.exact and not self.alone:
+            score, bound, replicas = ColumnSearch(self).run()
+            value = self.value_of(score)
+            bound = min(self.value_of(bound), value)
+        else:
+            part = min(self._restricted(), key=lambda found: found.score)
+            value, replicas = self.value_of(part.score), part.replicas
+            bound = self._loose_bound()
+            if self.alone and replicas:
+                bound = replicas[0].pipeline.bound
         time_s = time.monotonic() - self.began
         if value == float("inf"):
-            return Deployment((), "infeasible", None, 0.0, None, time_s, self.exact)
+            return Deployment((), "infeasible", None, 0.0, None, time_s, self.exact and bound == value)
         bound = min(bound, value)
         gap_frac = (value - bound) / abs(value) if value != bound else 0.0
         status: Status = "optimal" if gap_frac <= OPTIMAL_GAP_FRAC else "feasible"
@@ -152,8 +150,10 @@ class DeploymentSearch:
                 raise ConfigError(f"a bound on {name} cannot be kept by replicas yet", path="--replicas")
         if self.options.pools == "separate" and self.workload.output_tokens == 1:
             raise ConfigError("one output token leaves nothing to decode", path="--pools")
-        if self.goal.max_devices is not None and (several or self.options.pools != "same"):
-            raise ConfigError("does not go with replicas or pools yet", path="--max-devices")
+        if self.goal.max_devices is not None and not self.exact:
+            raise ConfigError(
+                "does not go with replicas or pools of a cluster with so many nodes", path="--max-devices"
+            )
         if self.options.pools != "same" and self.goal.objective in ("energy", "cost"):
             raise ConfigError(
                 "separate pools are optimised for time, ttft, tpot and throughput only",
@@ -161,81 +161,39 @@ class DeploymentSearch:
                 value=self.goal.objective,
             )
 
-    def _together(self, *, proven: bool) -> tuple[float, tuple[Replica, ...]]:
-        part = self._best(self.whole, "both", None, proven=proven)
-        return self._value(part.score), part.replicas
-
-    def _apart(self, usable: NDArray[np.bool_], *, proven: bool) -> tuple[float, tuple[Replica, ...]]:
-        """Return the best split of the devices into a pool for each phase."""
-        best: tuple[float, tuple[Replica, ...]] = (float("inf"), ())
-        for counts in self._splits():
-            rest = tuple(n - c for n, c in zip(self.whole, counts, strict=True))
-            prefill = self._best(counts, "prefill", usable, proven=proven)
-            if self._value(prefill.score) >= best[0] and self.goal.objective != "tpot":
-                continue
-            decode = self._best(rest, "decode", usable, proven=proven)
-            values = self._value(prefill.score), self._value(decode.score)
-            if max(values) == float("inf"):
-                continue
-            value = {
-                "time": sum(values),
-                "throughput": max(values),
-                "ttft": values[0],
-                "tpot": values[1],
-            }[self.goal.objective]
-            if value < best[0]:
-                best = value, prefill.replicas + decode.replicas
-        return best
-
-    def _splits(self) -> Iterator[Counts]:
-        """Yield the devices of a prefill pool, leaving some for the decode."""
-        ranges = [range(n + 1) if self.exact else (0, n) for n in self.whole]
-        for counts in itertools.product(*ranges):
-            if 0 < sum(counts) < sum(self.whole):
-                yield counts
-
-    def _best(self, counts: Counts, role: Role, usable: NDArray[np.bool_] | None, *, proven: bool) -> _Part:
-        if self.exact:
-            return self._partitioned(counts, role, usable, proven=proven)
-        return self._inside_nodes(counts, role, usable)
-
-    def _partitioned(
-        self, counts: Counts, role: Role, usable: NDArray[np.bool_] | None, *, proven: bool
-    ) -> _Part:
-        """Return the best partition by dynamic programming over (devices left, requests left, replicas)."""
-        memo: dict[tuple[Counts, int, int], _Part] = {}
-        wanted = self.options.n_replicas
-
-        def best(left: Counts, batch: int, n: int) -> _Part:
-            key = (left, batch, n)
-            if key in memo:
-                return memo[key]
-            found = NOTHING
-            for bundle in itertools.product(*(range(c + 1) for c in left)):
-                # the last replica leaves of what is left what it does not want
-                if sum(bundle) == 0 or (n == 1 and bundle != left):
+    def _restricted(self) -> Iterator[_Part]:
+        """Yield deployments whose replicas stay inside nodes, and pools of whole nodes."""
+        if self.options.pools != "separate":
+            yield self._inside_nodes(self.whole, "both", None)
+        if self.options.pools == "same" or self.workload.output_tokens == 1:
+            return
+        for usable in self.inputs.by_kv_format:
+            for counts in itertools.product(*((0, n) for n in self.whole)):
+                if not 0 < sum(counts) < sum(self.whole):
                     continue
-                sizes = (batch,) if n == 1 else range(1, batch if wanted is not None else batch + 1)
-                for size in sizes:
-                    first = self._replica(bundle, size, role, usable, proven=proven)
-                    if first.score == float("inf"):
-                        continue
-                    if size == batch:
-                        found = min(found, first, key=lambda part: part.score)
-                        continue
-                    rest = best(tuple(a - b for a, b in zip(left, bundle, strict=True)), batch - size, n - 1)
-                    found = min(found, self._joined(first, rest), key=lambda part: part.score)
-            memo[key] = found
-            return found
+                rest = tuple(n - c for n, c in zip(self.whole, counts, strict=True))
+                prefill = self._inside_nodes(counts, "prefill", usable)
+                decode = self._inside_nodes(rest, "decode", usable)
+                score = self.of_pools(prefill.score, decode.score)
+                yield _Part(score, prefill.replicas + decode.replicas)
 
-        return best(counts, self.workload.batch, wanted or self._most_replicas())
+    def of_pools(self, prefill: float, decode: float) -> float:
+        """Return the score of both pools; a batch is prefilled first, then decoded."""
+        if float("inf") in (prefill, decode):
+            return float("inf")
+        return {
+            "time": prefill + decode,
+            "throughput": max(prefill, decode),
+            "ttft": prefill,
+            "tpot": decode,
+        }[self.goal.objective]
 
     def _inside_nodes(self, counts: Counts, role: Role, usable: NDArray[np.bool_] | None) -> _Part:
         """Return good replicas that stay inside nodes: one size of replica for every kind of node.
 
         The requests are shared out in proportion to the throughput of the replicas.
         """
-        whole = self._replica(counts, self.workload.batch, role, usable, proven=False)
+        whole = self.replica(counts, self.workload.batch, role, usable, proven=False)
         found = whole if self.options.n_replicas in (None, 1) else NOTHING
         if self.options.n_replicas == 1:
             return found
@@ -261,7 +219,7 @@ class DeploymentSearch:
             even = 1 << (max(1, self.workload.batch // len(bundles)).bit_length() - 1)
             rates = [self._rate(bundle, even, role, usable) for bundle in bundles]
             parts = [
-                self._replica(bundle, size, role, usable, proven=False)
+                self.replica(bundle, size, role, usable, proven=False)
                 for bundle, size in zip(bundles, in_proportion(self.workload.batch, rates), strict=True)
             ]
             total = parts[0]
@@ -280,13 +238,13 @@ class DeploymentSearch:
         ]
 
     def _rate(self, bundle: Counts, batch: int, role: Role, usable: NDArray[np.bool_] | None) -> float:
-        part = self._replica(bundle, batch, role, usable, proven=False)
+        part = self.replica(bundle, batch, role, usable, proven=False)
         if part.score == float("inf"):
             return 0.0
         value = part.replicas[0].pipeline.value
         return 1.0 / value if self.goal.objective in SUMS else batch / value
 
-    def _replica(
+    def replica(
         self,
         bundle: Counts,
         batch: int,
@@ -297,11 +255,11 @@ class DeploymentSearch:
     ) -> _Part:
         """Return one replica on so many devices of each node."""
         pipeline = self._pipeline(bundle, batch, role, usable)
-        value = pipeline.bound if proven and pipeline.value < float("inf") else pipeline.value
+        value = pipeline.bound if proven else pipeline.value
         if value == float("inf"):
             return NOTHING
         counts = {name: n for name, n in zip(self.names, bundle, strict=True) if n}
-        return _Part(self._score(value, batch), (Replica(role, counts, batch, 1.0, pipeline),))
+        return _Part(self.score_of(value, batch), (Replica(role, counts, batch, 1.0, pipeline),))
 
     def _pipeline(self, bundle: Counts, batch: int, role: Role, usable: NDArray[np.bool_] | None) -> Pipeline:
         devices = sorted((self.kinds[name], n) for name, n in zip(self.names, bundle, strict=True) if n)
@@ -312,7 +270,7 @@ class DeploymentSearch:
                 self.inputs,
                 part_of(self.cluster, counts),
                 replace(self.workload, batch=batch),
-                self._goal_of(role),
+                self.goal_of(role),
                 self.options,
                 self._limits_left(bundle),
                 role=role,
@@ -334,9 +292,10 @@ class DeploymentSearch:
         moved = np.array(sizes) * self.workload.prompt_tokens * float(per_token) / passes
         return np.asarray(p2p_time_s(moved, link), dtype=np.float64)
 
-    def _goal_of(self, role: Role) -> Goal:
+    def goal_of(self, role: Role) -> Goal:
         """Return the goal of one pool: the bound of the other phase is not its business."""
-        goal, other = self.goal, {"prefill": "tpot", "decode": "ttft"}.get(role)
+        goal = self.goal if self.alone else replace(self.goal, max_devices=None)
+        other = {"prefill": "tpot", "decode": "ttft"}.get(role)
         if role == "prefill":
             goal = replace(goal, max_tpot_s=None)
         if role == "decode":
@@ -351,7 +310,7 @@ class DeploymentSearch:
         part = 1.0 if self.alone else 0.5 if bundle == self.whole else 0.125
         return replace(self.limits, time_s=max(0.2, part * left))
 
-    def _score(self, value: float, batch: int) -> float:
+    def score_of(self, value: float, batch: int) -> float:
         """Return what adds up (minus a rate, or a weighted mean), or what the slowest decides."""
         if self.goal.objective == "throughput":
             return -batch / value
@@ -362,11 +321,10 @@ class DeploymentSearch:
     def _joined(self, first: _Part, second: _Part) -> _Part:
         if float("inf") in (first.score, second.score):
             return NOTHING
-        summed = self.goal.objective in SUMS
-        score = first.score + second.score if summed else max(first.score, second.score)
+        score = first.score + second.score if self.summed else max(first.score, second.score)
         return _Part(score, first.replicas + second.replicas)
 
-    def _value(self, score: float) -> float:
+    def value_of(self, score: float) -> float:
         """Return the objective of a score; of a rate, the seconds that a batch of all requests takes."""
         if self.goal.objective == "throughput":
             return self.workload.batch / -score if score < 0 else float("inf")
@@ -384,22 +342,16 @@ class DeploymentSearch:
             replace(r, share_frac=rate / totals[r.role]) for r, rate in zip(replicas, rates, strict=True)
         )
 
-    def _most_replicas(self) -> int:
-        if self.options.n_replicas is not None:
-            return self.options.n_replicas
-        return min(sum(self.whole), self.workload.batch)
+    @property
+    def summed(self) -> bool:
+        """Whether scores of replicas add up, instead of the largest one deciding."""
+        return self.goal.objective in SUMS
+
+    def time_left(self) -> bool:
+        """Whether the time limit allows more."""
+        limit = self.limits.time_s
+        return limit is None or time.monotonic() - self.began < limit
 
     def _loose_bound(self) -> float:
         """Return a bound for all deployments that needs no partition."""
         return fluid_bound_s(self.inputs, self.cluster, self.workload, self.goal, self.options)
-
-
-def in_proportion(total: int, rates: Sequence[float]) -> list[int]:
-    """Return whole numbers of at least 1 that sum to ``total``, in proportion to the rates (largest rest)."""
-    spare = total - len(rates)
-    exact = [spare * rate / sum(rates) for rate in rates]
-    parts = [int(x) for x in exact]
-    by_rest = sorted(range(len(rates)), key=lambda i: parts[i] - exact[i])
-    for i in by_rest[: spare - sum(parts)]:
-        parts[i] += 1
-    return [1 + part for part in parts]

@@ -8,7 +8,8 @@ from dse.errors import ConfigError
 from dse.partition.branch import Limits
 from dse.partition.layout import replicas
 from dse.partition.layout.pipeline import LayoutOptions, Pools
-from dse.partition.layout.replicas import best_deployment, in_proportion
+from dse.partition.layout.replicas import best_deployment
+from dse.partition.layout.shares import in_proportion
 from dse.partition.problem import Goal, Objective
 from tests.deployment_oracle import EveryDeployment
 from tests.layout_oracle import tiny_instance
@@ -70,7 +71,7 @@ def test_many_deployments_equal_every_split(seed: int, pools: Pools) -> None:
 def test_large_clusters_are_searched_node_by_node(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The restricted search is no better than the exact one, and its bound no higher."""
     exact = deployment_of(seed, "throughput", None, "same")
-    monkeypatch.setattr(replicas, "MAX_SOLVES", 0)
+    monkeypatch.setattr(replicas, "MAX_WORK", 0)
     found = deployment_of(seed, "throughput", None, "same")
     assert not found.exact
     assert exact.value is not None
