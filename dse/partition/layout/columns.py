@@ -70,7 +70,8 @@ class ColumnSearch:
             if not again:
                 break
             for column in again:
-                self._raise(column)
+                if self.search.time_left():
+                    self._raise(column)
         return self._answer()
 
     def _answer(self) -> tuple[float, float, tuple[Replica, ...]]:
@@ -129,7 +130,10 @@ class ColumnSearch:
         self.lower[pool][bundle][size] = max(self.lower[pool][bundle][size], bound)
 
     def _work(self, bundle: Counts, size: int, role: Role) -> float:
+        """Return the score that the work of a replica alone allows at best; nothing when time is up."""
         search = self.search
+        if not search.time_left():
+            return -np.inf
         cluster = part_of(search.cluster, dict(zip(search.names, bundle, strict=True)))
         workload = replace(search.workload, batch=size)
         bound = fluid_bound_s(search.inputs, cluster, workload, search.goal_of(role), search.options, role)

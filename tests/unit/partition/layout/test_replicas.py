@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from dse.errors import ConfigError
 from dse.partition.branch import Limits
 from dse.partition.layout import replicas
+from dse.partition.layout.fluid import fluid_bound_s
 from dse.partition.layout.pipeline import LayoutOptions, Pools
 from dse.partition.layout.replicas import best_deployment
 from dse.partition.layout.shares import in_proportion
@@ -58,6 +61,52 @@ def test_replicas_equal_every_split(seed: int) -> None:
 @pytest.mark.parametrize("seed", [2, 4, 7, 9])
 def test_pools_equal_every_split(seed: int) -> None:
     check(seed, SHARED[seed % 4], "separate")
+
+
+@pytest.mark.parametrize(
+    ("seed", "pools"), [(2, "same"), (4, "same"), (6, "same"), (2, "separate"), (4, "separate")]
+)
+def test_limited_devices_equal_every_choice_of_them(seed: int, pools: Pools) -> None:
+    instance = tiny_instance(seed)
+    whole = tuple(node.n_devices for node in instance.cluster.nodes)
+    most = sum(whole) - 1
+    objective: Objective = "time"
+    goal = Goal(objective=objective, max_penalty=instance.max_penalty, max_devices=most)
+    options = LayoutOptions(degrees=None, n_replicas=None, pools=pools)
+    found = best_deployment(instance.inputs, instance.cluster, instance.workload, goal, options, LIMITS)
+    every = EveryDeployment(instance, objective)
+    n_most = min(most, instance.workload.batch)
+    values = []
+    for counts in itertools.product(*(range(n + 1) for n in whole)):
+        if sum(counts) != most:
+            continue
+        if pools == "same":
+            values.append(every.replicas(counts, "both", n_most))
+        for prefill in itertools.product(*(range(n + 1) for n in counts)) if pools == "separate" else ():
+            decode = tuple(a - b for a, b in zip(counts, prefill, strict=True))
+            if sum(prefill) and sum(decode):
+                parts = every.replicas(prefill, "prefill", n_most), every.replicas(decode, "decode", n_most)
+                values.append(None if None in parts else sum(part or 0.0 for part in parts))
+    known = [value for value in values if value is not None]
+    assert found.value == (pytest.approx(min(known), rel=1e-6) if known else None)
+    assert found.value is None or found.bound == pytest.approx(found.value, rel=3e-6)
+    assert sum(n for replica in found.replicas for n in replica.counts.values()) <= most
+
+
+@pytest.mark.parametrize("objective", ["time", "throughput", "ttft", "tpot", "energy", "cost"])
+def test_the_bound_of_the_work_is_below_every_split(objective: Objective) -> None:
+    n_feasible = 0
+    for seed in (2, 3, 4, 6):
+        instance = tiny_instance(seed)
+        goal = Goal(objective=objective, max_penalty=instance.max_penalty)
+        options = LayoutOptions(degrees=None)
+        bound = fluid_bound_s(instance.inputs, instance.cluster, instance.workload, goal, options)
+        whole = tuple(node.n_devices for node in instance.cluster.nodes)
+        best = EveryDeployment(instance, objective).replicas(whole, "both", 2)
+        if best is not None:
+            n_feasible += 1
+            assert 0 < bound <= best * (1 + 1e-9)
+    assert n_feasible >= 2
 
 
 @pytest.mark.slow
