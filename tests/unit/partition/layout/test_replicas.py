@@ -64,7 +64,7 @@ def test_pools_equal_every_split(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "pools"), [(2, "same"), (4, "same"), (6, "same"), (2, "separate"), (4, "separate")]
+    ("seed", "pools"), [(2, "same"), (4, "same"), (6, "same"), (2, "separate"), (3, "separate")]
 )
 def test_limited_devices_equal_every_choice_of_them(seed: int, pools: Pools) -> None:
     instance = tiny_instance(seed)
