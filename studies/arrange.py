@@ -14,6 +14,7 @@ from dse.evaluate.effective_bits import effective_bits
 from dse.evaluate.plan_cost import predict
 from dse.formats.grammar import parse_precision
 from dse.partition.branch import Limits
+from dse.partition.every_order import bound_of_every_order
 from dse.partition.from_table import TableProblem, problem_from_table
 from dse.partition.front import latency_quality_front
 from dse.partition.problem import Goal, Solution
@@ -31,7 +32,11 @@ MAX_RELAXATIONS = 4000  # a limit that, unlike seconds, stops at the same place 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan with the solution that it comes from and its prediction."""
+    """A plan with the solution that it comes from and its prediction.
+
+    ``bound_of_every_order`` is set where the problem holds only some orders and subsets of the devices: no
+    other one is below it.
+    """
 
     name: str
     origin: str
@@ -39,6 +44,7 @@ class Candidate:
     predicted: Predicted
     solution: Solution
     problem: TableProblem | None = None
+    bound_of_every_order: float | None = None
 
     @property
     def solver(self) -> dict[str, Any]:
@@ -99,6 +105,8 @@ class Arranger:
         goal = goal or Goal()
         problem = self._problem(self.searched, with_energy="energy" in goal.quantities).problem
         solution = Planner(problem, goal).solve(max_penalty)
+        if solution.arrangement is not None:
+            return "no plan was found within the time limit, though there is one: raise --time-limit"
         return f"{self.study.model} does not fit {self.study.cluster}: {solution.binding}"
 
     def fastest(
@@ -106,6 +114,7 @@ class Arranger:
     ) -> Candidate | None:
         """Return the best plan by a goal (default: the fastest) within a penalty bound, None for none."""
         found: list[Candidate] = []
+        bounds: list[float | None] = []
         goal = replace(goal or Goal(), theta_s=theta_s)
         for usable in self._kv_groups(self.searched):
             problem = self._problem(usable, with_energy="energy" in goal.quantities)
@@ -114,7 +123,13 @@ class Arranger:
             candidate = self._candidate(problem, solution, "plan", "exact")
             if candidate is not None:
                 found.append(candidate)
-        return min(found, key=lambda c: c.solution.value or 0.0, default=None)
+            if not problem.all_orders:
+                bounds.append(bound_of_every_order(problem.problem, replace(goal, max_penalty=max_penalty)))
+        best = min(found, key=lambda c: c.solution.value or 0.0, default=None)
+        known = [bound for bound in bounds if bound is not None]
+        if best is None or not known or len(known) < len(bounds):
+            return best
+        return replace(best, bound_of_every_order=min(known))
 
     def exact_front(self, progress: Any = None) -> list[Candidate]:
         """Return the proven front of seconds against predicted quality.

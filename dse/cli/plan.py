@@ -311,6 +311,8 @@ def _document(candidate: Candidate, prepared: Prepared) -> dict[str, Any]:
     n_encoder = prepared.graph.n_encoder_layers
     solver = {**candidate.solver, "time_s": candidate.solution.time_s, "penalty": candidate.solution.penalty}
     solver["all_orders"] = candidate.problem is None or candidate.problem.all_orders
+    if candidate.bound_of_every_order is not None:
+        solver["bound_of_every_order"] = candidate.bound_of_every_order
     return {
         **candidate.plan.to_json(),
         **({"encoder_layers": [0, n_encoder]} if n_encoder else {}),
@@ -362,6 +364,12 @@ def _show(
     )
     if candidate.problem is not None and not candidate.problem.all_orders:
         typer.echo("the proof holds among orders that keep like devices together, not among all")
+        if candidate.bound_of_every_order is not None and solution.value:
+            apart = 1 - candidate.bound_of_every_order / solution.value
+            typer.echo(
+                f"no order of any of the devices is below {candidate.bound_of_every_order:.4f} "
+                f"(gap over all orders {apart:.2g}, transfers left out)"
+            )
     for text in serving_flags(candidate.plan):
         typer.echo(f"serve with: {text}")
     typer.echo(f"what limits it: {solution.binding}")

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from dse.partition.branch import Incumbent, Limits
-from dse.partition.cuts import cuts_in_box
-from dse.partition.lanes import LaneFactory
+from dse.partition.lanes import Lane, LaneFactory
 from dse.partition.problem import Goal, Objective, PipelineProblem
 from dse.partition.relax import Relaxed
 
 GIB = 2.0**30
-MAX_CUTS = 200_000
+MAX_SEQUENCES = 64
 PRICE_FRAC = 1e-6  # prices below this share of the value are not worth a word
 RELAXATION_TIME_S = 10.0
 UNITS: dict[Objective, str] = {
@@ -89,10 +88,10 @@ def missing_sentence(problem: PipelineProblem, goal: Goal) -> str:
             "no candidate order can run all layers: every contiguous cut meets a layer its device cannot run"
         )
     if missing[0] > 0:
-        bytes_, names = missing
+        bytes_, names, is_least = missing
         return (
-            f"memory: even with the smallest choice of every layer at least {bytes_:.0f} bytes "
-            f"({bytes_ / GIB:.3f} GiB) are missing in all, on {', '.join(names)} at best"
+            f"memory: even with the smallest choice of every layer {'at least' if is_least else 'about'} "
+            f"{bytes_:.0f} bytes ({bytes_ / GIB:.3f} GiB) are missing in all, on {', '.join(names)} at best"
         )
     parts = [] if goal.max_penalty is None else [_missing_penalty(problem, goal.max_penalty)]
     if not goal.bounds:
@@ -133,29 +132,48 @@ def _least_with_the_others(problem: PipelineProblem, goal: Goal, name: Objective
     )
 
 
-def missing_bytes(problem: PipelineProblem) -> tuple[float, list[str]] | None:
-    """Return the smallest sum of missing bytes over all sequences and cuts, and the devices that lack them.
+def missing_bytes(problem: PipelineProblem) -> tuple[float, list[str], bool] | None:
+    """Return the smallest sum of missing bytes over sequences and cuts, and the devices that lack them.
 
-    None where no cut avoids layers that its device cannot run. Of sequences with more than ``MAX_CUTS`` cuts
-    only so many are looked at, so that the sum is then an upper bound.
+    None where no cut avoids layers that its device cannot run. At most ``MAX_SEQUENCES`` sequences are looked
+    at, those of most devices; the last value says whether these are all, so that the sum is the least and not
+    an upper bound of it.
     """
     best: tuple[float, list[str]] | None = None
     factory = LaneFactory(problem, Goal(), quality_only=True)
-    for lane in factory.lanes():
-        lo = np.arange(lane.n + 1)
-        hi = lane.n_layers - lane.n + lo
-        lo[-1], hi[0] = lane.n_layers, 0
-        cuts = cuts_in_box(lo, hi)[:MAX_CUTS]
-        stages = np.arange(lane.n)
-        blocked = lane.n_unusable[stages, cuts[:, 1:]] - lane.n_unusable[stages, cuts[:, :-1]]
-        cuts = cuts[(blocked == 0).all(axis=1)]
-        if len(cuts) == 0:
-            continue
-        need = lane.least_memory[stages, cuts[:, 1:]] - lane.least_memory[stages, cuts[:, :-1]]
-        over = np.maximum(need - lane.room, 0.0)
-        index = int(np.argmin(over.sum(axis=1)))
-        total = float(over[index].sum())
-        if best is None or total < best[0]:
-            lacking = [problem.devices[lane.devices[s]] for s in np.flatnonzero(over[index] > 0)]
-            best = (total, lacking)
-    return best
+    sequences = factory.sequences()
+    ((p, d),) = factory.pairs()
+    for devices in sequences[:MAX_SEQUENCES]:
+        lane = factory.lane(devices, p, d)
+        found = _least_excess(lane)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = (found[0], [problem.devices[lane.devices[s]] for s in found[1]])
+    return None if best is None else (*best, len(sequences) <= MAX_SEQUENCES)
+
+
+def _least_excess(lane: Lane) -> tuple[float, list[int]] | None:
+    """Return the least sum over a lane's stages of the bytes above their room, and the stages above theirs.
+
+    Dynamic programming over the boundaries: O(n L^2).
+    """
+    n_positions = lane.n_layers + 1
+    ahead = np.arange(n_positions)[:, None] < np.arange(n_positions)[None, :]
+    total = np.where(np.arange(n_positions) == 0, 0.0, np.inf)
+    came, excess = [], []
+    for s in range(lane.n):
+        need = lane.least_memory[s][None, :] - lane.least_memory[s][:, None]
+        runs = ahead & (lane.n_unusable[s][None, :] == lane.n_unusable[s][:, None])
+        over = np.where(runs, np.maximum(need - lane.room[s], 0.0), np.inf)
+        sums = total[:, None] + over
+        came.append(sums.argmin(axis=0))
+        excess.append(over)
+        total = sums.min(axis=0)
+    if not np.isfinite(total[-1]):
+        return None
+    end, above = lane.n_layers, []
+    for s in reversed(range(lane.n)):
+        start = int(came[s][end])
+        if excess[s][start, end] > 0:
+            above.append(s)
+        end = start
+    return float(total[-1]), above[::-1]

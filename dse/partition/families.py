@@ -30,8 +30,8 @@ from dse.partition.relax import (
     run_linear_program,
 )
 
-FEW_SEQUENCES = 64  # so many device sequences are searched one by one
-FEW_ORDERS = 6  # so many orders of the same devices too
+FEW_LANES = 400  # so many pairs of a device sequence and micro-batches are searched one by one
+FEW_ORDERS = 4  # so many orders of the same devices too
 MAX_STATES = 1024  # of the dynamic program
 
 Counts = NDArray[np.int64]
@@ -92,7 +92,7 @@ class RelaxedFamily:
 
 def families(factory: LaneFactory) -> list[Family]:
     """Return the families worth having, for each set of devices in many orders and pair of micro-batches."""
-    if len(factory.sequences()) <= FEW_SEQUENCES:
+    if len(factory.sequences()) * len(factory.pairs()) <= FEW_LANES:
         return []
     by_devices: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     numbers: dict[object, int] = {}
@@ -109,7 +109,7 @@ def families(factory: LaneFactory) -> list[Family]:
             continue
         kinds = tuple(kind_of[device] for device in devices)
         for p, d in factory.pairs():
-            found.append(Family(_spread_lane(factory, devices, p, d), kinds, kind_of, tuple(sequences)))
+            found.append(Family(spread_lane(factory, devices, p, d), kinds, kind_of, tuple(sequences)))
     return found
 
 
@@ -117,7 +117,7 @@ def _n_states(kinds: tuple[int, ...]) -> int:
     return math.prod(kinds.count(kind) + 1 for kind in set(kinds))
 
 
-def _spread_lane(factory: LaneFactory, devices: tuple[int, ...], p: int, d: int) -> Lane:
+def spread_lane(factory: LaneFactory, devices: tuple[int, ...], p: int, d: int) -> Lane:
     """Return a lane whose ends are layers and whose transfers are the least of any two devices."""
     problem = factory.problem
     index = list(devices)

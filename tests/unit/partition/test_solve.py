@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from dse.partition.branch import Limits
 from dse.partition.cuts import best_cut_in_box, count_cuts, cuts_in_box, lowest_bounds_in_box, split_box_at
+from dse.partition.explain import missing_bytes
 from dse.partition.front import latency_quality_front
 from dse.partition.lanes import LaneFactory
 from dse.partition.objective import violations
@@ -133,6 +135,29 @@ def test_missing_memory_is_said_in_bytes() -> None:
     solution = solve(problem, Goal())
     assert solution.status == "infeasible"
     assert "at least 500 bytes" in solution.binding  # three layers on the first device, one on the second
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_missing_memory_is_the_least_over_all_cuts(seed: int) -> None:
+    """Oracle: enumeration of orders, subsets and cuts."""
+    drawn = random_problem(seed, n_layers=5, n_devices=3)
+    problem = replace(drawn, capacity_bytes=drawn.capacity_bytes / 8, tied_bytes=0.0, allow_empty=True)
+    least = []
+    for order in itertools.permutations(range(3)):
+        for n in (1, 2, 3):
+            for inner in itertools.combinations(range(1, 5), n - 1):
+                over = 0.0
+                for s, (a, b) in enumerate(itertools.pairwise((0, *inner, 5))):
+                    able = problem.allowed[order[s], a:b]
+                    need = np.where(able, problem.memory_bytes[a:b], np.inf).min(axis=1).sum()
+                    need += problem.first_bytes * (a == 0) + problem.last_bytes * (b == 5)
+                    over += max(need - problem.capacity_bytes[order[s]], 0.0)
+                least.append(over)
+    found = missing_bytes(problem)
+    assert (found is None) == (not np.isfinite(min(least)))
+    if found is not None:
+        assert found[0] == pytest.approx(min(least), rel=1e-6)
+        assert found[2]
 
 
 def test_missing_penalty_names_the_least() -> None:
