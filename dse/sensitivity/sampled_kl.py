@@ -11,6 +11,12 @@ Its standard error comes from the residuals y - R d averaged over blocks of ``BL
 that correlation between neighbours counts; what blocks of one window cannot show (sequences differ, and
 windows are beginnings) is made up for by a factor: the root mean square, over the pilots and all sets of as
 many windows, of (true error / standard error), the ratio taken with the other pilots. It is never below 1.
+
+Checked on the demo model against the whole text (8 sequences of 512, 14 linears at 2 to 8 bits, 60 draws of 6
+of them as pilots, the other 8 estimated): at a wanted error of 25 % cells take 404 tokens on average, err by
+15 % (root mean square, 19 % stated in the median), and the truth lies within one standard error in 78 % and
+within two in 92 % of them; at 15 %: 822 tokens, 12 %, 74 % and 92 %. Two standard errors are thus a little
+less than the 95 % of a normal distribution: eight sequences are few.
 """
 
 from __future__ import annotations
