@@ -11,6 +11,7 @@ from reports.theme import series_colour
 from reports.units import fmt_percent, fmt_si, fmt_usd, plural
 
 METRIC_WORDS = {"ttft": "first token", "tpot": "each further token", "e2e": "whole answer"}
+SHOWN = 3
 UNITS = {"energy": "watts", "carbon": "grams of CO2e an hour"}
 
 
@@ -84,7 +85,9 @@ def _machines(result: dict[str, Any]) -> Table:
 def _replicas(result: dict[str, Any]) -> Table:
     rows = []
     for group in result["fleet"]["groups"]:
-        carried = ", ".join(f"{fmt_percent(frac, 0)} of {name}" for name, frac in group["carries"].items())
+        most = sorted(group["carries"].items(), key=lambda entry: -entry[1])
+        carried = ", ".join(f"{fmt_percent(frac, 0)} of {name}" for name, frac in most[:SHOWN])
+        carried += f" and of {plural(len(most) - SHOWN, 'other')}" if len(most) > SHOWN else ""
         bits = ", ".join(f"{n}× {name}" for name, n in group["assignment"].items())
         quality = group["quality"]
         known = quality["perplexity_frac"]
