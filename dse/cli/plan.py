@@ -116,7 +116,7 @@ def plan(
         help="Instead of one plan the front over these axes, e.g. quality,tpot,energy,cost.",
     ),
     front_points: int = typer.Option(25, "--front-points", min=2, help="About how many points to solve."),
-    out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan to this JSON file."),
+    out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan (or front) to this JSON file; a front also as .html."),
     as_json: bool = options.JSON,
 ) -> None:
     """Find the fastest plan that loses no more quality than a uniform one, and prove it.
@@ -280,7 +280,14 @@ def _front(
     if not rows:
         raise NoFeasiblePlan(setting.arranger.why_infeasible(max_penalty, goal))
     document = {"model": setting.study.model, "axes": list(axes), "front": [asdict(row) for row in rows]}
-    _write(out, document)
+    if out is not None and out.suffix == ".html":
+        from reports.fronts import write_front_page
+
+        title = f"{setting.study.model} on {setting.prepared.cluster.name}"
+        write_front_page(rows, axes, out, title=title, quality_unit=setting.sensitivity.unit)
+        note(f"wrote {out}")
+    else:
+        _write(out, document)
     if as_json:
         emit_json(document)
         return
