@@ -116,7 +116,9 @@ def plan(
         help="Instead of one plan the front over these axes, e.g. quality,tpot,energy,cost.",
     ),
     front_points: int = typer.Option(25, "--front-points", min=2, help="About how many points to solve."),
-    out: Path | None = typer.Option(None, "-o", "--out", help="Write the plan (or front) to this JSON file; a front also as .html."),
+    out: Path | None = typer.Option(
+        None, "-o", "--out", help="Write the plan (or front) to this JSON file; a front also as .html."
+    ),
     as_json: bool = options.JSON,
 ) -> None:
     """Find the fastest plan that loses no more quality than a uniform one, and prove it.

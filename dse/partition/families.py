@@ -30,7 +30,8 @@ from dse.partition.relax import (
     run_linear_program,
 )
 
-FEW_LANES = 400  # so many pairs of a device sequence and micro-batches are searched one by one
+FEW_SEQUENCES = 64  # so many device sequences are searched one by one,
+FEW_LANES = 400  # unless they make more lanes with the pairs of micro-batches;
 FEW_ORDERS = 4  # so many orders of the same devices too
 MAX_STATES = 1024  # of the dynamic program
 
@@ -92,7 +93,8 @@ class RelaxedFamily:
 
 def families(factory: LaneFactory) -> list[Family]:
     """Return the families worth having, for each set of devices in many orders and pair of micro-batches."""
-    if len(factory.sequences()) * len(factory.pairs()) <= FEW_LANES:
+    n_sequences = len(factory.sequences())
+    if n_sequences <= FEW_SEQUENCES and n_sequences * len(factory.pairs()) <= FEW_LANES:
         return []
     by_devices: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     numbers: dict[object, int] = {}

@@ -23,7 +23,7 @@ FORMULAS: tuple[Formula, ...] = ("round", "makespan", "llmpq")
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Families even where the orders are few."""
-    monkeypatch.setattr(families, "FEW_LANES", 0)
+    monkeypatch.setattr(families, "FEW_SEQUENCES", 0)
     monkeypatch.setattr(families, "FEW_ORDERS", 1)
 
 
