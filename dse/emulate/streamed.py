@@ -2,7 +2,7 @@
 
 The module is built without weights; ``resident`` reads what lies under some module paths from the checkpoint
 and lets go of it again, so that checkpoints larger than memory can be calibrated, quantized and evaluated.
-Sources: safetensors files of a Hugging Face folder, or a GGUF file, both mapped and released after each read.
+Source: the safetensors files of a Hugging Face folder, mapped and released after each read.
 """
 
 from __future__ import annotations
