@@ -179,7 +179,7 @@ def test_every_model_of_the_catalogue_in_seconds_and_little_memory(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     n_layers, time_s, peak_bytes = json.loads(done.stdout)
-    record_property("trace_s", time_s)  # in the file of --junitxml
+    record_property("trace_s", time_s)  # with -o junit_family=xunit1 --junitxml=FILE
     record_property("peak_bytes", peak_bytes)
     assert n_layers > 1
     assert time_s < (10 if name == "deepseek-v3" else 3)
