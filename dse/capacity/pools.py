@@ -7,30 +7,65 @@ from typing import Any
 
 from dse.capacity.asked import Asked
 from dse.capacity.fleet_solver import solve_fleet
-from dse.capacity.judge import judge
-from dse.capacity.market import Answer
+from dse.capacity.judge import judge, shortfalls
+from dse.capacity.loop import tightened
+from dse.capacity.market import Answer, Market
+from dse.capacity.simulation import Simulation
+
+MAX_TURNS = 6
 
 
 def separate_pools(asked: Asked) -> dict[str, Any]:
     """Return the fleet with every replica doing both, and the cheapest with prefill and decode apart.
 
     Both are solved among the shortlisted options; the caches move over the catalogue's network. The fleet
-    with separate pools is simulated on the load as it is: its closed forms are not tightened.
+    with separate pools is simulated and tightened like the main answer, for a few turns; without one that
+    keeps the levels no difference in cost is claimed.
     """
     market = asked.short
     if market.catalogue.network is None:
         return {"available": False, "reason": "the catalogue has no network for the caches"}
     together = market.under(replace(market.terms, separate_pools=False)).solve()
-    assembled = market.under(replace(market.terms, separate_pools=True)).assembled()
+    out: dict[str, Any] = {"available": True, "together": _point(together)}
+    derating: dict[str, float] = dict(market.terms.derating or {})
+    for turn in range(1, MAX_TURNS + 1):
+        apart = _apart(market, derating)
+        out |= {"apart": _point(apart), "turns": turn}
+        if not apart.exists:
+            why = apart.fleet.reason or "no machines suffice"
+            out["text"] = f"separate pools: no such fleet keeps the levels ({why})"
+            return out
+        simulation = judge(apart, market.load)
+        out["apart"] |= _simulated(apart, simulation)
+        if simulation.passed:
+            break
+        derating = tightened(derating, shortfalls(simulation), market.options)
+    cost = apart.fleet.usd_per_h
+    if not simulation.passed:
+        out["text"] = (
+            f"separate pools: the fleet of turn {turn}, {cost:.2f} USD/h, still misses levels when simulated"
+        )
+        return out
+    out["text"] = f"separate pools cost {cost:.2f} USD/h and keep the levels when simulated"
+    if together.exists:
+        more = cost / together.fleet.usd_per_h - 1.0
+        out["dearer_frac"] = more
+        word = "dearer" if more >= 0 else "cheaper"
+        out["text"] += f", {abs(more):.0%} {word} than {together.fleet.usd_per_h:.2f} with both in one pool"
+    return out
+
+
+def _apart(market: Market, derating: dict[str, float]) -> Answer:
+    """Return the cheapest fleet in which no replica does both."""
+    terms = replace(market.terms, separate_pools=True, derating=derating)
+    assembled = market.under(terms).assembled()
     routes = tuple(route for route in assembled.problem.routes if route.part != "both")
     problem = replace(assembled.problem, routes=routes)
-    apart = Answer(replace(assembled, problem=problem), solve_fleet(problem, options=market.solver))
-    out: dict[str, Any] = {"available": True, "together": _point(together), "apart": _point(apart)}
-    if not apart.exists:
-        out["text"] = f"separate pools: no such fleet ({apart.fleet.reason or 'no machines suffice'})"
-        return out
-    simulation = judge(apart, market.load)
-    out["apart"] |= {
+    return Answer(replace(assembled, problem=problem), solve_fleet(problem, options=market.solver))
+
+
+def _simulated(apart: Answer, simulation: Simulation) -> dict[str, Any]:
+    return {
         "simulated_passed": simulation.passed,
         "levels": simulation.to_json()["levels"],
         "pools": [
@@ -39,16 +74,6 @@ def separate_pools(asked: Asked) -> dict[str, Any]:
             if n
         ],
     }
-    verdict = "keeps" if simulation.passed else "misses"
-    cost = apart.fleet.usd_per_h
-    out["text"] = f"separate pools cost {cost:.2f} USD/h"
-    if together.exists:
-        more = cost / together.fleet.usd_per_h - 1.0
-        out["dearer_frac"] = more
-        word = "dearer" if more >= 0 else "cheaper"
-        out["text"] += f", {abs(more):.0%} {word} than {together.fleet.usd_per_h:.2f} with both in one pool"
-    out["text"] += f"; the simulation {verdict} the levels"
-    return out
 
 
 def _point(answer: Answer) -> dict[str, Any]:
