@@ -135,7 +135,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Plan:
-        """Read what ``to_json`` wrote.
+        """Read what ``to_json`` wrote, also inside the document of ``dse plan --json``.
 
         Raises:
             ConfigError: a key is missing or unknown, or a value is not allowed.
@@ -144,7 +144,7 @@ class Plan:
             if key not in document:
                 raise ConfigError("is missing", path=key)
         for key in document:
-            if key not in _REQUIRED and key not in _OPTIONAL:
+            if key not in _REQUIRED and key not in _OPTIONAL and key not in REPORTED:
                 raise ConfigError("unknown key", path=key, value=key, allowed=[*_REQUIRED, *_OPTIONAL])
         return cls(
             model=document["model"],
@@ -170,6 +170,11 @@ class Plan:
 
 _REQUIRED = ("model", "cluster", "stages", "assignment", "prefill_micro_batch", "decode_micro_batch")
 _OPTIONAL = ("name", "granularity", "runtime_policy", "prefill_chunks", "offloaded_layers")
+REPORTED = (
+    *("predicted", "solver", "serving", "encoder_layers", "perplexity", "what_if", "baselines"),
+    *("replicas", "pools"),
+)
+"""What ``dse plan --json`` says beside the plan; whoever reads the plan passes over it."""
 
 
 def _policy_of(document: dict[str, Any]) -> RuntimePolicy:

@@ -39,7 +39,7 @@ def test_a_run_and_its_documents(tmp_path: Path) -> None:
     assert document["passed"] is True
     assert document["fleet"]["gap_frac"] < 0.03
     assert document["fleet"]["bound"] <= document["fleet"]["usd_per_h"] + 1e-9
-    assert len(document["questions"]) == 12
+    assert len(document["questions"]) == 13
     assert document["simulated"]["n_finished"] == document["load"]["n_requests"]
     page = (out / "report.html").read_text()
     assert page == render_capacity_report(document)

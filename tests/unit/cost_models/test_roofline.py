@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.roofline import roof_times_s, roofline, smooth_max
+from cost_models.roofline import LEAST_S, roof_times_s, roofline, smooth_max
 from tests.factories import make_profile
 
 
@@ -82,8 +82,9 @@ def _registry() -> Any:
     return units
 
 
-def test_dimensions():
+def test_dimensions(monkeypatch):
     units = _registry()
+    monkeypatch.setattr("cost_models.roofline.LEAST_S", LEAST_S * units.second)
     compute, memory = roof_times_s(
         2e12 * units.flop, 3e9 * units.byte, 4e12 * units.flop / units.second, 1e9 * units.byte / units.second
     )

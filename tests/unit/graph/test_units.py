@@ -95,6 +95,8 @@ def test_cross_attention_belongs_to_attention() -> None:
         "model_type": "t5",
         "d_model": 48,
         "num_layers": 2,
+        "num_heads": 8,
+        "vocab_size": 128,
         "n_positions": 8,
         "decoder_start_token_id": 0,
     }

@@ -75,7 +75,7 @@ def test_calibration_devices_have_constants_of_their_own(device, kernel):
 
 
 def test_devices_never_fitted_have_those_of_their_class():
-    for device in ("nvidia_h200_sxm", "nvidia_b200_sxm", "nvidia_t4"):
+    for device in ("nvidia_h200_sxm", "nvidia_b200_sxm", "nvidia_l4"):
         assert load_device(device).kernels == KERNELS["datacenter_gpu"]
 
 
