@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +116,7 @@ def test_equals_enumeration(seed: int) -> None:
 
 
 def test_melange_example(shared_data: Path) -> None:
-    """6.70 USD/h, proven, in under 0.2 s; the packaged numbers are the published file's."""
+    """6.70 USD/h, proven (``dse bench capacity`` times it); the packaged numbers are the published file's."""
     data = json.loads((shared_data / "planning" / "melange_example.json").read_text())
     problem = one_device_nodes(
         {name: device["cost_usd_per_h"] for name, device in data["devices"].items()},
@@ -127,10 +126,7 @@ def test_melange_example(shared_data: Path) -> None:
         data["slice_factor"],
     )
     assert problem == melange_example()
-    solve_fleet(problem)  # the first call loads the library
-    began = time.perf_counter()
     found = solve_fleet(problem)
-    assert time.perf_counter() - began < 0.2
     assert found.status == "optimal"
     assert found.value == pytest.approx(data["optimum_usd_per_h"], abs=1e-9)
     assert found.bound == pytest.approx(data["optimum_usd_per_h"], abs=1e-6)
