@@ -76,15 +76,17 @@ def inverse_factor(hessian: Tensor, damping_frac: float = DAMPING_FRAC) -> tuple
     Raises:
         ConfigError: it is not positive definite even with damping 10 (NaN in the calibration).
     """
-    h = hessian.clone()
-    diagonal = h.diagonal()
+    damped = hessian.clone()  # of 14336 channels it is 0.8 GB: no copies beyond what the factors need
+    diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1.0
-    mean, damping = diagonal.mean(), damping_frac
+    undamped, mean, damping = diagonal.clone(), float(diagonal.mean()), damping_frac
     while damping <= _MAX_DAMPING_FRAC:
-        damped = h + torch.diag(torch.full_like(diagonal, float(mean) * damping))
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        diagonal.copy_(undamped + mean * damping)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(factor)
+            del factor
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not int(failed):
                 return upper, damped
         damping = max(damping * 10, 1e-4)
@@ -149,10 +151,10 @@ def gptq(
     diagonal = h.diagonal()[rest]
     turn = torch.arange(len(rest)) if order == "natural" else diagonal.argsort(descending=True, stable=True)
     permutation = torch.cat([rest[turn], kept])
-    upper, _ = inverse_factor(h[permutation][:, permutation], damping_frac)
+    upper = inverse_factor(_picked(h, permutation), damping_frac)[0]
     job = _Job(
         w[:, rest],
-        h[rest][:, rest],
+        _picked(h, rest),
         segments,
         fit,
         None if importance is None else importance[:, rest],
@@ -164,6 +166,13 @@ def gptq(
     out = torch.empty_like(columns)
     out[:, permutation] = columns
     return GptqResult(out.to(weight.dtype), loss, tuple(kept.tolist()))
+
+
+def _picked(h: Tensor, channels: Tensor) -> Tensor:
+    """Return ``h`` (C, C) for some channels in their order; itself where those are all, as they are."""
+    if torch.equal(channels, torch.arange(len(h))):
+        return h
+    return h[channels[:, None], channels]
 
 
 @contextmanager
