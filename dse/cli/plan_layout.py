@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,45 +16,57 @@ if TYPE_CHECKING:
     from dse.partition.layout.pipeline import LayoutOptions
     from studies.layouts import PlannedLayout
 
-TENSOR_PARALLEL = typer.Option(
-    "1", "--tensor-parallel", help="Devices of a node that share a stage: auto (best per stage), or 1,2,4..."
-)
-REPLICAS = typer.Option("1", "--replicas", help="Pipelines that share the requests: auto, or a number.")
-POOLS = typer.Option(
-    "same",
-    "--pools",
-    help="Whether prefill and decode share devices: same, separate, auto.",
-)
-CHUNK = typer.Option(
-    "off", "--chunk", help="Tokens of a prompt in one pass (chunked prefill): off, auto, or 128,256..."
-)
-OFFLOAD = typer.Option(
-    None, "--offload", help="Where weights of layers may lie outside the devices: host, ssd, host:25GB/s..."
-)
 SMALLEST_CHUNK = 64
 POOL_NAMES = ("same", "separate", "auto")
 
 
-def layout_options(
-    tensor_parallel: str, replicas: str, pools: str, chunk: str, offload: str | None, workload: Workload
-) -> LayoutOptions | None:
-    """Return what a layout may decide; None where everything is at its default.
+@dataclass(frozen=True)
+class WholeLayout:
+    """What a layout may decide beside bits, partition and micro-batches."""
 
-    Raises:
-        ConfigError: a value that is none of the allowed ones.
-    """
-    from dse.partition.layout.pipeline import LayoutOptions
-
-    if pools not in POOL_NAMES:
-        raise ConfigError("unknown choice of pools", path="--pools", value=pools, allowed=list(POOL_NAMES))
-    found = LayoutOptions(
-        degrees=None if tensor_parallel == "auto" else _numbers(tensor_parallel, "--tensor-parallel", "auto"),
-        n_chunks=_chunks(chunk, workload.prompt_tokens),
-        n_replicas=None if replicas == "auto" else _numbers(replicas, "--replicas", "auto")[0],
-        pools="separate" if pools == "separate" else "auto" if pools == "auto" else "same",
-        offload=offload,
+    tensor_parallel: str = typer.Option(
+        "1",
+        "--tensor-parallel",
+        help="Devices of a node that share a stage: auto (best per stage), or 1,2,4...",
     )
-    return None if found == LayoutOptions() else found
+    replicas: str = typer.Option(
+        "1", "--replicas", help="Pipelines that share the requests: auto, or a number."
+    )
+    pools: str = typer.Option(
+        "same",
+        "--pools",
+        help="Whether prefill and decode share devices: same, separate, auto.",
+    )
+    chunk: str = typer.Option(
+        "off", "--chunk", help="Tokens of a prompt in one pass (chunked prefill): off, auto, or 128,256..."
+    )
+    offload: str | None = typer.Option(
+        None,
+        "--offload",
+        help="Where weights of layers may lie outside the devices: host, ssd, host:25GB/s...",
+    )
+
+    def options(self, workload: Workload) -> LayoutOptions | None:
+        """Return what a layout may decide; None where everything is at its default.
+
+        Raises:
+            ConfigError: a value that is none of the allowed ones.
+        """
+        from dse.partition.layout.pipeline import LayoutOptions
+
+        pools, degrees, replicas = self.pools, self.tensor_parallel, self.replicas
+        if pools not in POOL_NAMES:
+            raise ConfigError(
+                "unknown choice of pools", path="--pools", value=pools, allowed=list(POOL_NAMES)
+            )
+        found = LayoutOptions(
+            degrees=None if degrees == "auto" else _numbers(degrees, "--tensor-parallel", "auto"),
+            n_chunks=_chunks(self.chunk, workload.prompt_tokens),
+            n_replicas=None if replicas == "auto" else _numbers(replicas, "--replicas", "auto")[0],
+            pools="separate" if pools == "separate" else "auto" if pools == "auto" else "same",
+            offload=self.offload,
+        )
+        return None if found == LayoutOptions() else found
 
 
 def _numbers(text: str, option: str, *words: str) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dse.cli.output import note, si, table
-from dse.errors import ConfigError
 
 if TYPE_CHECKING:
     from dse.partition.pareto import Axis
@@ -27,59 +26,6 @@ AXIS_UNITS = {
     "energy": "J/token",
     "cost": "USD/Mtok",
 }
-
-
-def fraction(text: str | None, option: str) -> float | None:
-    """Read a share such as ``2%`` or ``0.02``.
-
-    Raises:
-        ConfigError: neither, or not above 0.
-    """
-    if text is None:
-        return None
-    body = text.strip()
-    try:
-        value = float(body.removesuffix("%")) / (100 if body.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 100:
-        raise ConfigError("a share such as 2% or 0.02 is needed", path=option, value=text)
-    return value
-
-
-def memory_limits_of(texts: list[str]) -> dict[str, float]:
-    """Read ``10GB`` (every device) and ``NAME=8GiB`` (a device type or machine) into bytes.
-
-    Raises:
-        ConfigError: no such form.
-    """
-    from hardware_specs.units import to_si
-
-    found: dict[str, float] = {}
-    for text in texts:
-        name, _, size = text.rpartition("=")
-        number = size.rstrip("GMKTiBb ")
-        found[name] = to_si(number, size[len(number) :].strip(), "bytes", path="--max-memory")
-    return found
-
-
-def axes_of(text: str) -> tuple[Axis, ...]:
-    """Read the axes of a front.
-
-    Raises:
-        ConfigError: unknown, repeated, or fewer than two.
-    """
-    from dse.partition.pareto import AXES
-
-    found: list[Axis] = []
-    for name in (part.strip() for part in text.split(",")):
-        known = [axis for axis in AXES if axis == name]
-        if not known:
-            raise ConfigError("unknown axis", path="--front", value=name, allowed=list(AXES))
-        found += [axis for axis in known if axis not in found]
-    if len(found) < 2:
-        raise ConfigError("a front needs two axes at least", path="--front", value=text, allowed=list(AXES))
-    return tuple(found)
 
 
 def change_document(change: Change) -> dict[str, Any]:
