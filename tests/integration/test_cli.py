@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dse.cli.main import main
+from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_llama import write_tiny_llama
 
 Outcome = tuple[int, str, str]
@@ -334,6 +335,22 @@ def test_quantize_lists_applies_and_writes(dse: Run, model: Path, corpus: Path, 
     assert whole["output"]["weights"] == "dequantized, bfloat16"
     assert (tmp_path / "a" / "model.safetensors").is_file()
     assert "did you mean 'gptq-int4'" in one_line(dse("quantize", model, "-r", "gptq-int5"))
+
+
+def test_a_gguf_file_goes_block_by_block_unexpanded(
+    dse: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSE_CACHE", str(tmp_path / "cache"))
+    file = write_tiny_gguf(tmp_path / "tiny.gguf")
+    words = ("evaluate", file, "--weights", "int4_g64", "--corpus", corpus, "--tokens", "64")
+    words = (*words, "--sequence-length", "32", "--json")
+    blocks = document(dse(*words, "--block-by-block"))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    whole = document(dse(*words))
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+    assert (blocks["block_by_block"], whole["block_by_block"]) == (True, False)
+    for key in ("perplexity", "kl_nats", "baseline", "effective_bits", "note"):
+        assert blocks[key] == whole[key]
 
 
 def test_bench_emulation(dse: Run, model: Path) -> None:
