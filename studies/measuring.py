@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from dse.content import cache_dir
 from dse.emulate.corpus import Corpus, Split, TokenSample, bos_token, load_corpus, sample_tokens, tokenize
+from dse.emulate.device import chosen_device
 from dse.emulate.model import EmulatedModel
 from dse.emulate.streamed import StreamedModel
 from dse.errors import ConfigError
@@ -30,7 +33,11 @@ def sensitivity_cache() -> Path:
 
 @dataclass(frozen=True)
 class Bench:
-    """A checkpoint with its corpus, from which evaluators are made; models are loaded on demand."""
+    """A checkpoint with its corpus, from which evaluators are made; models are loaded on demand.
+
+    Attributes:
+        device: where models run; None takes the best there is.
+    """
 
     source: ModelSource
     graph: OperatorGraph
@@ -38,6 +45,7 @@ class Bench:
     quality: QualitySpec
     seed: int
     corpus: Corpus
+    device: torch.device | None = None
 
     @classmethod
     def of(
@@ -47,13 +55,19 @@ class Bench:
         units: tuple[Unit, ...],
         quality: QualitySpec,
         seed: int,
+        device: str | None = None,
     ) -> Bench:
         """Read the corpus.
 
+        Args:
+            source, graph, units, quality, seed: see the attributes.
+            device: name of one, see ``chosen_device``.
+
         Raises:
-            ConfigError: the corpus cannot be read or is empty.
+            ConfigError: the corpus cannot be read or is empty; no such device.
         """
-        return cls(source, graph, units, quality, seed, load_corpus(quality.corpus))
+        place = chosen_device(device)
+        return cls(source, graph, units, quality, seed, load_corpus(quality.corpus), place)
 
     def finalist_evaluator(
         self, policy: RuntimePolicy | None = None, calibration: TokenSample | None = None
@@ -69,7 +83,12 @@ class Bench:
         It has a model of its own, which goes with it: it is twice the size of the others.
         """
         model = EmulatedModel.load(
-            self._folder, self.graph, self.units, dtype=SENSITIVITY_DTYPE, store_bytes=SENSITIVITY_STORE_BYTES
+            self._folder,
+            self.graph,
+            self.units,
+            dtype=SENSITIVITY_DTYPE,
+            store_bytes=SENSITIVITY_STORE_BYTES,
+            device=self.device,
         )
         sample = self._sample("calibration", self.quality.sensitivity_tokens)
         return QualityEvaluator(model, sample, cache=cache_dir() / "quality", keep_prefix=True)
@@ -82,7 +101,12 @@ class Bench:
     def streamed_model(self) -> StreamedModel:
         """Return the model with its weights on disk."""
         return StreamedModel.open(
-            self._folder, self.graph, self.units, dtype=self.quality.dtype, gguf=self._unexpanded
+            self._folder,
+            self.graph,
+            self.units,
+            dtype=self.quality.dtype,
+            gguf=self._unexpanded,
+            device=self.device,
         )
 
     @property
@@ -119,7 +143,8 @@ class Bench:
     @cached_property
     def _model(self) -> EmulatedModel:
         """The model in the study's dtype, loaded once."""
-        return EmulatedModel.load(self._folder, self.graph, self.units, dtype=self.quality.dtype)
+        dtype, device = self.quality.dtype, self.device
+        return EmulatedModel.load(self._folder, self.graph, self.units, dtype=dtype, device=device)
 
     @property
     def _unexpanded(self) -> Path | None:

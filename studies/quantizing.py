@@ -30,7 +30,7 @@ class Quantized:
         recipe, assignment: what was done.
         measured, baseline: quality with and without.
         effective_bits, linear_effective_bits: stored bits per parameter, everything included.
-        sample: what was measured on; dtype: of the forward passes.
+        sample: what was measured on; dtype: of the forward passes; device: that ran them.
         calibration: hash of the calibration tokens, None where none were used.
         block_by_block: whether the weights stayed on disk.
     """
@@ -43,6 +43,7 @@ class Quantized:
     linear_effective_bits: float
     sample: TokenSample
     dtype: str
+    device: str
     calibration: str | None
     block_by_block: bool = False
 
@@ -61,6 +62,7 @@ class Quantized:
             "corpus_hash": sample.corpus_hash,
             "calibration_hash": self.calibration,
             "dtype": self.dtype,
+            "device": self.device,
             "block_by_block": self.block_by_block,
             "seed": sample.seed,
             "recipe": self.recipe.to_json(),
@@ -165,8 +167,19 @@ def _in_memory(
     measured = evaluator.evaluate(assignment, progress.advance)
     whole, linear = effective_bits(bench.graph, assignment, bench.units, extra_bits)
     used = None if calibration is None else calibration.hash
-    sample, dtype = evaluator.sample, evaluator.model.dtype
-    result = Quantized(recipe, assignment, measured, baseline, whole, linear, sample, dtype, used)
+    model = evaluator.model
+    result = Quantized(
+        recipe,
+        assignment,
+        measured,
+        baseline,
+        whole,
+        linear,
+        evaluator.sample,
+        model.dtype,
+        model.device_label,
+        used,
+    )
     if output is not None:
         progress.step(f"writing {output}")
         write_dequantized(evaluator.model, formats, output, result.to_json())
@@ -206,6 +219,7 @@ def _on_disk(
         linear,
         sample,
         model.dtype,
+        model.device_label,
         used,
         block_by_block=True,
     )

@@ -52,8 +52,14 @@ class _Clock:
         self.seconds[f"{name}_s"] = round(time.perf_counter() - began, 3)
 
 
-def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> StudyResult:
+def run_study(
+    study: Study, folder: RunFolder, progress: StudyProgress, device: str | None = None
+) -> StudyResult:
     """Run a study and return its result; everything measured on the way is cached for the next run.
+
+    Args:
+        study: what to do; folder: for what goes on after an interruption; progress: told the steps.
+        device: where models run, see ``chosen_device``; no part of the study.
 
     Raises:
         ConfigError: a name or value in the study is not allowed.
@@ -64,7 +70,7 @@ def run_study(study: Study, folder: RunFolder, progress: StudyProgress) -> Study
     with clock.step("prepare"):
         prepared = prepare(study, progress.step)
         check_fits(study, prepared)
-        bench = Bench.of(prepared.source, prepared.graph, prepared.units, study.quality, study.seed)
+        bench = Bench.of(prepared.source, prepared.graph, prepared.units, study.quality, study.seed, device)
     with clock.step("sensitivity"):
         evaluator = bench.sensitivity_evaluator()
         tables = _sensitivities(study, prepared, evaluator, progress)

@@ -48,6 +48,7 @@ def evaluate(
     bos: bool = options.BOS,
     dtype: str = options.DTYPE,
     block_by_block: bool | None = options.BLOCKS,
+    device: str | None = options.DEVICE,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
@@ -100,7 +101,7 @@ def evaluate(
     from studies.measuring import Bench
 
     with ConsoleProgress() as progress:
-        bench = Bench.of(source, graph, units, quality, seed)
+        bench = Bench.of(source, graph, units, quality, seed, device)
         streamed = bench.exceeds_memory if block_by_block is None else block_by_block
         result = quantize(bench, recipe, assignment, progress, block_by_block=streamed)
     if as_json:

@@ -54,6 +54,12 @@ BLOCKS = typer.Option(
     help="Leave the weights on disk and hold one block at a time; decided by size where not given.",
 )
 DTYPE = typer.Option("bfloat16", "--dtype", help="bfloat16 or float32, of the emulated forward passes.")
+DEVICE = typer.Option(
+    None,
+    "--device",
+    envvar="DSE_DEVICE",
+    help="Where emulated models run: cpu, cuda or cuda:1. By default CUDA where there is one.",
+)
 TOKENS = typer.Option(8192, "--tokens", help="Evaluation tokens.")
 SEQUENCE = typer.Option(512, "--sequence-length", help="Tokens per sequence.")
 GRID = typer.Option(

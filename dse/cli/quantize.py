@@ -33,6 +33,7 @@ def quantize(
     bos: bool = options.BOS,
     dtype: str = options.DTYPE,
     block_by_block: bool | None = options.BLOCKS,
+    device: str | None = options.DEVICE,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
@@ -62,7 +63,7 @@ def quantize(
     graph = load_graph(source)
     assignment, units = assignment_of(chosen, graph)
     with ConsoleProgress() as progress:
-        bench = Bench.of(source, graph, units, quality, seed)
+        bench = Bench.of(source, graph, units, quality, seed, device)
         streamed = bench.exceeds_memory if block_by_block is None else block_by_block
         result = run(bench, chosen, assignment, progress, output=output, block_by_block=streamed)
     if as_json:

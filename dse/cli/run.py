@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dse.cli.options import JSON
+from dse.cli.options import DEVICE, JSON
 from dse.cli.output import emit_json, note, si, table
 from dse.errors import DseError
 
@@ -30,15 +30,18 @@ def run(
     out: Path | None = OUT,
     resume: bool = RESUME,
     overwrite: bool = OVERWRITE,
+    device: str | None = DEVICE,
     as_json: bool = JSON,
 ) -> None:
     """Search precisions and partition, measure the finalists, write result.json and report.html."""
     from studies.schema import load_study
 
-    execute(load_study(study), out, resume=resume, overwrite=overwrite, as_json=as_json)
+    execute(load_study(study), out, resume=resume, overwrite=overwrite, device=device, as_json=as_json)
 
 
-def execute(study: Study, out: Path | None, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+def execute(
+    study: Study, out: Path | None, *, resume: bool, overwrite: bool, device: str | None, as_json: bool
+) -> None:
     """Run a study, write its folder and show the front."""
     from dse.cli.progress import ConsoleProgress
     from studies.folder import RunFolder
@@ -48,7 +51,7 @@ def execute(study: Study, out: Path | None, *, resume: bool, overwrite: bool, as
         from studies.runner import run_study
 
         try:
-            result = run_study(study, folder, progress)
+            result = run_study(study, folder, progress, device)
         except DseError:
             folder.abandon()
             raise

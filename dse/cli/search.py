@@ -31,6 +31,7 @@ def search(
     out: Path | None = OUT,
     resume: bool = RESUME,
     overwrite: bool = OVERWRITE,
+    device: str | None = options.DEVICE,
     as_json: bool = options.JSON,
 ) -> None:
     """Search precisions and partition of a model on a cluster; the same as `dse run`, from flags."""
@@ -50,4 +51,4 @@ def search(
         quality=QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, dtype=dtype),
         search=SearchSpec(trials=trials),
     )
-    execute(study, out, resume=resume, overwrite=overwrite, as_json=as_json)
+    execute(study, out, resume=resume, overwrite=overwrite, device=device, as_json=as_json)

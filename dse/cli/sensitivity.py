@@ -48,6 +48,7 @@ def sensitivity(
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens."),
     sequence_length: int = options.SEQUENCE,
     bos: bool = options.BOS,
+    device: str | None = options.DEVICE,
     seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
@@ -79,7 +80,7 @@ def sensitivity(
         raise ConfigError("--relative-error is for one table of measured KL (--metric kl)")
     if compare and granularity == "block" and len(units) < 3:
         raise ConfigError("a correlation over fewer than 3 units says nothing (try --granularity linear)")
-    evaluator = Bench.of(source, graph, every, quality, seed).sensitivity_evaluator()
+    evaluator = Bench.of(source, graph, every, quality, seed, device).sensitivity_evaluator()
     if compare:
         with ConsoleProgress() as progress:
             tables = {}

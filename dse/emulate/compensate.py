@@ -102,7 +102,7 @@ def apply_recipe(
         return PreparedWeights()
     if sample is None and recipe.needs_calibration:
         raise ConfigError("this recipe needs calibration tokens")
-    ids = torch.zeros(0, 1) if sample is None else torch.from_numpy(sample.ids).long()
+    ids = torch.zeros(0, 1, device=model.device) if sample is None else model.tokens(sample)
     fmt_of = dict(formats.weights)
     if recipe.transform in ("awq", "smooth"):
         alpha = recipe.alpha if recipe.transform == "smooth" else None

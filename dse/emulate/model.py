@@ -24,6 +24,8 @@ from dse.content import content_hash
 from dse.emulate import attention
 from dse.emulate.attention import CacheFormat
 from dse.emulate.checkpoint import checkpoint_hash
+from dse.emulate.corpus import TokenSample
+from dse.emulate.device import chosen_device, device_label
 from dse.emulate.weights import WeightStore
 from dse.errors import ConfigError
 from dse.formats.precision import NumberFormat, Precision
@@ -71,6 +73,7 @@ class EmulatedModel:
         graph: its operator graph; ``units``: what assignments name.
         module: the transformers module, always in full precision outside of ``applied``.
         dtype: "bfloat16" or "float32"; ``n_threads``: threads of torch, which the last bits depend on.
+        device: where weights and activations are.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class EmulatedModel:
         dtype: str,
         n_threads: int,
         store: WeightStore,
+        device: torch.device,
     ) -> None:
         """Wrap a loaded module; use ``load``."""
         self.module = module
@@ -94,6 +98,7 @@ class EmulatedModel:
         self.dtype = dtype
         self.n_threads = n_threads
         self.store = store
+        self.device = device
         self._unit_of = {unit.name: unit for unit in units}
         self._applied = False
         self._n_forwards = 0
@@ -109,6 +114,7 @@ class EmulatedModel:
         dtype: str = "bfloat16",
         n_threads: int | None = None,
         store_bytes: float = STORE_BYTES,
+        device: torch.device | None = None,
     ) -> EmulatedModel:
         """Load a checkpoint.
 
@@ -119,6 +125,7 @@ class EmulatedModel:
             dtype: "bfloat16" or "float32".
             n_threads: threads for torch in this process; None keeps the present number.
             store_bytes: memory for rounded weights.
+            device: where to run; None takes the best there is.
 
         Raises:
             ConfigError: unknown dtype, no weights, or weights that do not load.
@@ -128,7 +135,8 @@ class EmulatedModel:
         if n_threads is not None:
             torch.set_num_threads(n_threads)
         checkpoint = checkpoint_hash(folder)
-        module = _load_module(folder, DTYPES[dtype])
+        place = device or chosen_device()
+        module = _load_module(folder, DTYPES[dtype]).to(place)
         return cls(
             module,
             folder,
@@ -138,7 +146,17 @@ class EmulatedModel:
             dtype=dtype,
             n_threads=torch.get_num_threads(),
             store=WeightStore(store_bytes),
+            device=place,
         )
+
+    @property
+    def device_label(self) -> str:
+        """Where it runs, as results say it."""
+        return device_label(self.device)
+
+    def tokens(self, sample: TokenSample) -> Tensor:
+        """Return the ids of a sample (n_sequences, length), int64, where the model is."""
+        return torch.as_tensor(sample.ids, dtype=torch.int64, device=self.device)
 
     def became(self, change: object) -> None:
         """Note that weights changed: results and rounded weights of before are of another model.
@@ -166,7 +184,7 @@ class EmulatedModel:
         self.hash = content_hash([self.hash, change])
         self.store.pin(weights)
         for path, columns in (exact_columns or {}).items():
-            rounded = torch.ones(self._n_inputs(path), dtype=torch.bool)
+            rounded = torch.ones(self._n_inputs(path), dtype=torch.bool, device=self.device)
             rounded[list(columns)] = False
             self._rounded_columns[path] = rounded
 

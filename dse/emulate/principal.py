@@ -42,7 +42,7 @@ def rotate_to_principal(
     fuse_norms(model)
     anatomy = anatomy_of(model)
     readers = {id(linear) for block in anatomy.blocks for linear in (block.q, block.gate)}
-    total = torch.zeros(anatomy.width, anatomy.width, dtype=torch.float64)
+    total = torch.zeros(anatomy.width, anatomy.width, dtype=torch.float64, device=model.device)
 
     def look(_: int, statistics: dict[str, InputStatistics]) -> dict[str, Tensor]:
         for path, entry in statistics.items():
@@ -51,11 +51,11 @@ def rotate_to_principal(
         return {}
 
     walk_blocks(model, paths, ids, look)
-    rotate_residual(model, principal_basis(total, seed, share_frac))
+    rotate_residual(model, principal_basis(total.cpu(), seed, share_frac))
 
 
 def principal_basis(moments: Tensor, seed: int, share_frac: float) -> Tensor:
-    """Return P blockdiag(R_low, R_high) (n, n) float64 for second moments (n, n)."""
+    """Return P blockdiag(R_low, R_high) (n, n) float64 for second moments (n, n), on the processor."""
     n = len(moments)
     high = max(1, round(share_frac * n))
     inner = torch.block_diag(random_orthogonal(n - high, seed), random_orthogonal(high, seed + 1))

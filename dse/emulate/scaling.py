@@ -96,7 +96,7 @@ def best_awq_scale(
     """
     originals = [linear.weight.data for linear in linears]
     exact = call.output().float()
-    best, chosen = None, torch.ones(len(mean_abs), dtype=torch.float64)
+    best, chosen = None, torch.ones_like(mean_abs, dtype=torch.float64)
     try:
         for alpha in AWQ_GRID:
             scale = awq_scale(mean_abs, alpha)

@@ -57,7 +57,7 @@ def static_activations(model: EmulatedModel, formats: PathFormats, ranges: Range
                 raise ConfigError(f"static scales are per tensor, but '{fmt.name}' is not", value=fmt.name)
             if path not in ranges:
                 raise ConfigError(f"no measured range for '{path}'", value=path, allowed=ranges)
-            extremes = torch.tensor([ranges[path]], dtype=torch.float32)
+            extremes = torch.tensor([ranges[path]], dtype=torch.float32, device=model.device)
             scales = QUANTIZERS.get(fmt.kind).fit(extremes, fmt, None)
             hook = partial(_round_static, fmt, scales, model.rounded_columns(path))
             undo.callback(model.linear(path)[0].register_forward_pre_hook(hook).remove)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dse.content import content_hash
 from dse.emulate import attention
 from dse.emulate.checkpoint import checkpoint_hash
+from dse.emulate.device import chosen_device
 from dse.emulate.gguf_source import GgufSource
 from dse.emulate.model import DTYPES, EmulatedModel
 from dse.emulate.weights import WeightStore
@@ -89,6 +90,7 @@ class StreamedModel(EmulatedModel):
         units: tuple[Unit, ...],
         *,
         dtype: str = "bfloat16",
+        device: torch.device | None = None,
         gguf: Path | None = None,
     ) -> StreamedModel:
         """Build the module without weights.
@@ -96,6 +98,7 @@ class StreamedModel(EmulatedModel):
         Args:
             folder: Hugging Face folder with safetensors; graph: its operators; units: what assignments name.
             dtype: "bfloat16" or "float32".
+            device: where blocks go; None takes the best there is.
             gguf: holds the weights instead; the folder is its description (``describe_gguf``).
 
         Raises:
@@ -103,7 +106,11 @@ class StreamedModel(EmulatedModel):
         """
         if dtype not in DTYPES:
             raise ConfigError(f"unknown dtype '{dtype}'", path="quality.dtype", value=dtype, allowed=DTYPES)
+        place = device or chosen_device()
         module = _empty_module(folder, DTYPES[dtype])
+        for part in module.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, buffer.to(place))
         source: TensorSource = SafetensorsSource(folder) if gguf is None else GgufSource(gguf, module)
         model = cls(
             module,
@@ -114,6 +121,7 @@ class StreamedModel(EmulatedModel):
             dtype=dtype,
             n_threads=torch.get_num_threads(),
             store=WeightStore(0.0),
+            device=place,
         )
         model.source = source
         model._tied = _tied_names(module)
@@ -133,7 +141,7 @@ class StreamedModel(EmulatedModel):
             for name in names:
                 stored = self._stored_name(name)
                 if stored not in read:
-                    read[stored] = self.source.read(stored).to(DTYPES[self.dtype])
+                    read[stored] = self.source.read(stored).to(self.device, DTYPES[self.dtype])
                 self._put(name, read[stored])
             read.clear()
             yield

@@ -59,16 +59,17 @@ def rotate_residual(model: EmulatedModel, basis: Tensor) -> None:
     for norm in _norms(anatomy):
         if not bool((norm.weight == 1).all()):
             raise ConfigError("norm gains must be fused before the residual stream is rotated")
-    _set(anatomy.embedding, anatomy.embedding.weight.double() @ basis)
+    here = basis.to(model.device)
+    _set(anatomy.embedding, anatomy.embedding.weight.double() @ here)
     for block in anatomy.blocks:
         for linear in (block.q, block.k, block.v, block.gate, block.up):
-            _set(linear, linear.weight.double() @ basis)
+            _set(linear, linear.weight.double() @ here)
         for linear in (block.o, block.down):
-            _set(linear, basis.t() @ linear.weight.double())
+            _set(linear, here.t() @ linear.weight.double())
             if linear.bias is not None:
-                linear.bias.data = (linear.bias.double() @ basis).to(linear.bias.dtype)
-    _set(anatomy.head, anatomy.head.weight.double() @ basis)
-    model.became(["rotate_residual", content_hash(basis.numpy().round(9).tobytes().hex())])
+                linear.bias.data = (linear.bias.double() @ here).to(linear.bias.dtype)
+    _set(anatomy.head, anatomy.head.weight.double() @ here)
+    model.became(["rotate_residual", content_hash(basis.cpu().numpy().round(9).tobytes().hex())])
 
 
 def rotate_ffn(model: EmulatedModel) -> None:
@@ -87,8 +88,10 @@ def rotate_values(model: EmulatedModel, *, across_heads: bool = True) -> None:
     heads).
     """
     anatomy = anatomy_of(model)
-    within = hadamard_rotation(anatomy.head_dim).matrix()
-    across = Rotation(_across(anatomy.n_heads), torch.eye(anatomy.head_dim, dtype=torch.float64))
+    within = hadamard_rotation(anatomy.head_dim).matrix().to(model.device)
+    across = Rotation(
+        _across(anatomy.n_heads), torch.eye(anatomy.head_dim, dtype=torch.float64, device="cpu")
+    )
     for block in anatomy.blocks:
         heads = block.v.weight.double().unflatten(0, (anatomy.n_kv_heads, anatomy.head_dim))
         _set(block.v, (within.t() @ heads).flatten(0, 1))

@@ -126,8 +126,7 @@ def _check(recipe: WeightRecipe, policy: RuntimePolicy | None, calibration: Toke
 
 
 def _stream(model: StreamedModel, sample: TokenSample, batch_tokens: int) -> _Stream:
-    ids = torch.from_numpy(sample.ids).long()
-    batches = list(ids.split(max(1, batch_tokens // sample.sequence_length)))
+    batches = list(model.tokens(sample).split(max(1, batch_tokens // sample.sequence_length)))
     return _Stream(batches, *first_inputs(model, model.layers[0], batches))
 
 

@@ -125,6 +125,7 @@ class QualityEvaluator:
             "dtype": self.model.dtype,
             "n_threads": self.model.n_threads,
             "torch": torch.__version__,
+            **({} if self.model.device.type == "cpu" else {"device": self.model.device_label}),
             **({"bos": self.sample.bos} if self.sample.bos is not None else {}),
             **({"reference": self._reference_hash} if changed and self._batches is not None else {}),
         }
@@ -191,13 +192,15 @@ class QualityEvaluator:
         if policy.static_activations and self._ranges is None:
             if self.calibration is None:
                 raise ConfigError("static activation ranges need calibration tokens")
-            self._ranges = calibrated_ranges(self.model, torch.from_numpy(self.calibration.ids).long())
+            self._ranges = calibrated_ranges(self.model, self.model.tokens(self.calibration))
         return self._ranges
 
     def _reference_batches(self) -> list[_ReferenceBatch]:
         if self._batches is None:
-            ids = torch.from_numpy(self.sample.ids).long()
-            self._batches = [self._reference_batch(part) for part in ids.split(self._n_sequences)]
+            self._batches = [
+                self._reference_batch(part)
+                for part in self.model.tokens(self.sample).split(self._n_sequences)
+            ]
         return self._batches
 
     def _reference_batch(self, ids: torch.Tensor) -> _ReferenceBatch:

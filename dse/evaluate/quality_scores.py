@@ -44,7 +44,7 @@ def reference_scores(logits: Tensor, ids: Tensor, dtype: torch.dtype) -> Referen
         logits: (n_sequences, length, V); ids: (n_sequences, length).
         dtype: to store the probabilities in.
     """
-    probabilities = torch.empty(logits.flatten(0, 1).shape, dtype=dtype)
+    probabilities = torch.empty(logits.flatten(0, 1).shape, dtype=dtype, device=logits.device)
     self_term, top1, log_next = [], [], []
     next_ids = _next_ids(ids)
     for part, log_p, work in _log_softmax(logits):
@@ -84,7 +84,7 @@ def _log_softmax(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """
     rows = logits.flatten(0, 1)
     n_rows = max(1, CHUNK_ELEMENTS // rows.shape[1])
-    work = torch.empty((n_rows, rows.shape[1]), dtype=torch.float32)
+    work = torch.empty((n_rows, rows.shape[1]), dtype=torch.float32, device=rows.device)
     out = torch.empty_like(work)
     for start in range(0, len(rows), n_rows):
         part = slice(start, min(start + n_rows, len(rows)))

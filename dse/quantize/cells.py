@@ -16,15 +16,15 @@ from torch import Tensor
 _BINS = 1 << 16
 
 
-@lru_cache(maxsize=32)
-def _tables(bounds: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=64)
+def _tables(bounds: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return by bin the number of bounds below all of it (uint8), and the bound inside it (float32)."""
-    bits = torch.arange(_BINS, dtype=torch.int64) << 16
+    bits = torch.arange(_BINS, dtype=torch.int64, device=device) << 16
     first = torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32)
     begin, end = first.view(torch.float32), (first | 0xFFFF).view(torch.float32)
     ends = torch.stack([begin, torch.where(torch.isnan(end), begin, end)])  # infinity shares its bin with NaN
     low, high = ends.amin(0), ends.amax(0)
-    edges = torch.tensor(bounds, dtype=torch.float32)
+    edges = torch.tensor(bounds, dtype=torch.float32, device=device)
     below = torch.bucketize(low, edges)  # how many are less than the least number of the bin
     within = torch.bucketize(high, edges) - below
     if int(within[torch.isfinite(high)].max()) > 1:
@@ -40,7 +40,7 @@ def cells(x: Tensor, bounds: tuple[float, ...]) -> Tensor:
         x: any shape; NaN gets some number.
         bounds: in order, fewer than 256, no two with the same upper 16 bits as float32.
     """
-    below, inside = (table.to(x.device) for table in _tables(bounds))
+    below, inside = _tables(bounds, x.device)
     flat = x.contiguous().view(-1)
     place = (flat.view(torch.int32) >> 16) & (_BINS - 1)
     found = below.index_select(0, place)
@@ -58,10 +58,10 @@ def cells_by_row(x: Tensor, bounds: Tensor) -> Tensor:
 
 def look_up(table: Tensor, numbers: Tensor) -> Tensor:
     """Return entries of a table (K,) by whole numbers of any shape and type."""
-    return table.to(numbers.device).index_select(0, numbers.int().view(-1)).view(numbers.shape)
+    return table.index_select(0, numbers.int().view(-1)).view(numbers.shape)
 
 
 def midpoints(levels: Sequence[float]) -> tuple[float, ...]:
     """Return the float32 middles of neighbouring levels."""
-    values = torch.tensor(levels, dtype=torch.float32)
+    values = torch.tensor(levels, dtype=torch.float32, device="cpu")
     return tuple(((values[1:] + values[:-1]) / 2).tolist())

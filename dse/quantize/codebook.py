@@ -41,15 +41,15 @@ class _Tables:
     special: tuple[tuple[int, float, float, float], ...] | None
 
 
-@lru_cache(maxsize=8)
-def _tables(element: str) -> _Tables:
+@lru_cache(maxsize=16)
+def _tables(element: str, device: torch.device) -> _Tables:
     tables = codebooks(element)
-    levels = torch.tensor(tables, dtype=torch.float32)
+    levels = torch.tensor(tables, dtype=torch.float32, device=device)
     top = tuple(float(table.abs().max()) for table in levels)
     if len(tables) == 1:
         return _Tables(levels, top, levels[0], midpoints(tables[0]), None)
     common = set.intersection(*(set(table) for table in tables))
-    shared = torch.tensor(sorted(common), dtype=torch.float32)
+    shared = torch.tensor(sorted(common), dtype=torch.float32, device=device)
     special = []
     for table in tables:
         number = next(i for i, value in enumerate(table) if value not in common)
@@ -64,7 +64,7 @@ class CodebookQuantizer(GroupScaled):
     def fit(self, groups: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Scales:  # noqa: ARG002
         """Return the float16 scales, and the table of each group where there are several."""
         absmax = absmax_of(groups)
-        tables = _tables(fmt.element)
+        tables = _tables(fmt.element, groups.device)
         if tables.special is None:
             return Scales(half_scale(absmax / tables.top[0]))
         scales = {top: half_scale(absmax / top) for top in tables.top}
@@ -79,7 +79,7 @@ class CodebookQuantizer(GroupScaled):
 
     def refit_choice(self, groups: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
         """Return the number of the best table of each group for given scales (n_groups, 1)."""
-        tables = _tables(fmt.element)
+        tables = _tables(fmt.element, groups.device)
         return torch.stack(_errors(groups, [scale] * len(tables.top), tables)).argmin(0).float()
 
     def round_(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> None:
@@ -88,7 +88,7 @@ class CodebookQuantizer(GroupScaled):
 
     def encode(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return the numbers of the nearest levels."""
-        tables = _tables(fmt.element)
+        tables = _tables(fmt.element, groups.device)
         scaled = groups / scales.scale
         codes = cells(scaled, tables.midpoints).to(torch.int16)
         if tables.special is None or scales.zero is None:
@@ -104,7 +104,7 @@ class CodebookQuantizer(GroupScaled):
 
     def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return the levels times S."""
-        levels = _tables(fmt.element).levels
+        levels = _tables(fmt.element, codes.device).levels
         index = codes.int()
         if scales.zero is not None:
             index += scales.zero.int() * levels.shape[1]

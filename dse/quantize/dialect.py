@@ -33,21 +33,21 @@ _STEPS = 32
 ONLINE = "dialect_online"
 
 
-@lru_cache(maxsize=1)
-def _tables() -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=4)
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return magnitudes (16, 8) float32, and the code of each step of 0.25 (16, 32) int16.
 
     Every midpoint is a multiple of 0.25, so that the step that a magnitude lies in decides its code.
     """
-    levels = torch.tensor(dialects(), dtype=torch.float32)
+    levels = torch.tensor(dialects(), dtype=torch.float32, device=device)
     midpoints = (levels[:, 1:] + levels[:, :-1]) / 2
-    steps = torch.arange(_STEPS, dtype=torch.float32) / 4
+    steps = torch.arange(_STEPS, dtype=torch.float32, device=device) / 4
     codes = (steps[None, :, None] >= midpoints[:, None, :]).sum(-1)
     return levels, codes.to(torch.int16)
 
 
-@lru_cache(maxsize=1)
-def _intervals() -> Tensor:
+@lru_cache(maxsize=4)
+def _intervals(device: torch.device) -> Tensor:
     """Return for each pair of dialects the bounds (l+b)/2, (a+b)/2, (a+u)/2; (8, 3) float32."""
     bounds = []
     for first, second in zip(dialects()[::2], dialects()[1::2], strict=True):
@@ -57,7 +57,7 @@ def _intervals() -> Tensor:
         above = union.index(a) + 1
         high = union[above] if above < len(union) else 2 * _TOP
         bounds.append(((low + b) / 2, (a + b) / 2, (a + high) / 2))
-    return torch.tensor(bounds, dtype=torch.float32)
+    return torch.tensor(bounds, dtype=torch.float32, device=device)
 
 
 class DialectQuantizer(GroupScaled):
@@ -81,7 +81,7 @@ class DialectQuantizer(GroupScaled):
     def encode(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
         """Return the sign bit (8) and the number of the magnitude."""
         assert scales.zero is not None
-        _, codes_of = _tables()
+        _, codes_of = _tables(groups.device)
         step = _steps(_magnitudes(groups, scales.scale, fmt)) + scales.zero.int() * _STEPS
         codes = look_up(codes_of.view(-1), step)
         return codes | (torch.signbit(groups).to(torch.int16) << 3)
@@ -89,7 +89,7 @@ class DialectQuantizer(GroupScaled):
     def decode(self, codes: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:  # noqa: ARG002
         """Return signed magnitudes times 2^e."""
         assert scales.zero is not None
-        levels, _ = _tables()
+        levels, _ = _tables(codes.device)
         index = (codes & 7).int() + scales.zero.int() * levels.shape[1]
         values = look_up(levels.view(-1), index)
         return torch.where(codes >= 8, -values, values).mul_(scales.scale)
@@ -100,7 +100,7 @@ class DialectQuantizer(GroupScaled):
 
     def scale_values(self, codes: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Tensor:  # noqa: ARG002
         """Return 2^(code - 18)."""
-        return torch.ldexp(torch.ones(codes.shape), codes - 2 - _EXPONENT_BIAS)
+        return torch.ldexp(torch.ones_like(codes, dtype=torch.float32), codes - 2 - _EXPONENT_BIAS)
 
 
 def _magnitudes(groups: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
@@ -121,8 +121,8 @@ def _least_error(magnitude: Tensor) -> Tensor:
     all of them.
     """
     n, device = len(magnitude), magnitude.device
-    levels, codes_of = _tables()
-    level = levels.gather(1, codes_of.long()).double().to(device)  # (16, 32)
+    levels, codes_of = _tables(device)
+    level = levels.gather(1, codes_of.long()).double()  # (16, 32)
     place = _steps(magnitude) + torch.arange(0, n * _STEPS, _STEPS, dtype=torch.int32, device=device)[:, None]
     flat, weights = place.view(-1), magnitude.nan_to_num(0.0).double().view(-1)
     count = torch.bincount(flat, minlength=n * _STEPS).view(n, _STEPS).double()
@@ -135,7 +135,7 @@ def _two_stage(magnitude: Tensor) -> Tensor:
     """Return the dialect (n, 1) from the block's maximum and two counts."""
     top = magnitude.amax(-1, keepdim=True).nan_to_num(0.0).mul(2).round_().div_(2).clamp_(4.0, _TOP)
     pair = ((_TOP - top) * 2).long()
-    low, middle, high = _intervals()[pair.squeeze(-1)].unsqueeze(-1).unbind(1)
+    low, middle, high = _intervals(magnitude.device)[pair.squeeze(-1)].unsqueeze(-1).unbind(1)
     first = ((magnitude >= middle) & (magnitude < high)).sum(-1, keepdim=True)
     second = ((magnitude >= low) & (magnitude < middle)).sum(-1, keepdim=True)
     return (2 * pair + (second > first)).float()

@@ -139,17 +139,19 @@ def gptq(
         ConfigError: bands that do not cover the columns, or a format whose scales cross rows.
     """
     n_columns = weight.shape[1]
-    kept = torch.tensor(sorted(set(keep)), dtype=torch.long)
-    is_kept = torch.zeros(n_columns, dtype=torch.bool)
+    kept = torch.tensor(sorted(set(keep)), dtype=torch.long, device=weight.device)
+    is_kept = torch.zeros(n_columns, dtype=torch.bool, device=weight.device)
     is_kept[kept] = True
-    rest = torch.arange(n_columns)[~is_kept]
+    rest = torch.arange(n_columns, device=weight.device)[~is_kept]
     segments = _segments(fmt, len(rest))
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     h = hessian.to(dtype)
     dead = h.diagonal() == 0
     w = weight.to(dtype).masked_fill(dead, 0.0)
     diagonal = h.diagonal()[rest]
-    turn = torch.arange(len(rest)) if order == "natural" else diagonal.argsort(descending=True, stable=True)
+    turn = torch.arange(len(rest), device=weight.device)
+    if order != "natural":
+        turn = diagonal.argsort(descending=True, stable=True)
     permutation = torch.cat([rest[turn], kept])
     upper = inverse_factor(_picked(h, permutation), damping_frac)[0]
     job = _Job(
@@ -242,7 +244,7 @@ def _sweep(
     block_columns: int,
 ) -> tuple[Tensor, float]:
     """Round the first ``len(turn)`` columns of ``w`` (R, C) in place; return it and ||E||_F^2."""
-    owner = torch.empty(len(turn), dtype=torch.long)
+    owner = torch.empty_like(turn)
     for index, segment in enumerate(job.segments):
         owner[segment.start : segment.end] = index
     owners = owner[turn].tolist()

@@ -54,7 +54,7 @@ class MxIntQuantizer(GroupScaled):
     def scale_values(self, codes: Tensor, fmt: NumberFormat, tensor_scale: Tensor | None) -> Tensor:  # noqa: ARG002
         """Return 2^(E - bias - (w - 2)); at E = 0 and e = 8 that is a subnormal float32, still exact."""
         power = codes.long() - _bias(fmt) - (fmt.bits - 2)
-        return torch.ldexp(torch.ones(codes.shape, dtype=torch.float64), power).float()
+        return torch.ldexp(torch.ones_like(codes, dtype=torch.float64), power).float()
 
 
 def _bias(fmt: NumberFormat) -> int:

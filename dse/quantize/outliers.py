@@ -59,7 +59,7 @@ def sparse_bits(store: Store, rows: int, columns: int, n_elements: int) -> int:
 def top_elements(score: Tensor, share_frac: float) -> Tensor:
     """Return the mask (R, C) of the ``share_frac`` of elements with the largest scores; an exact count."""
     count = round(share_frac * score.numel())
-    mask = torch.zeros(score.numel(), dtype=torch.bool)
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     mask[score.flatten().topk(count).indices] = True
     return mask.view(score.shape)
 
@@ -79,19 +79,19 @@ def with_elements(
     merged[mask] = values
     extra = sparse_bits(store, rows, columns, int(mask.sum()))
     if store == "csr":
-        pointers = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())]).astype(np.int32)
-        beside: tuple[np.ndarray, ...] = (mask.nonzero()[:, 1].numpy().astype(np.uint16), pointers)
+        pointers = np.concatenate([[0], np.cumsum(mask.sum(1).cpu().numpy())]).astype(np.int32)
+        beside: tuple[np.ndarray, ...] = (mask.nonzero()[:, 1].cpu().numpy().astype(np.uint16), pointers)
     else:
-        beside = (np.packbits(mask.flatten().numpy()),)
-    arrays = (values.half().numpy(), *beside)
+        beside = (np.packbits(mask.flatten().cpu().numpy()),)
+    arrays = (values.half().cpu().numpy(), *beside)
     return StoredResidual(merged, extra, stored_bits(fmt, rows, columns) + extra, arrays)
 
 
 def with_columns(weight: Tensor, fmt: NumberFormat, keep: list[int], fit: str = "minmax") -> StoredResidual:
     """Return a weight (R, C) with whole columns kept; the others are packed together and quantized."""
     rows, columns = weight.shape
-    kept = torch.tensor(sorted(set(keep)), dtype=torch.long)
-    is_kept = torch.zeros(columns, dtype=torch.bool)
+    kept = torch.tensor(sorted(set(keep)), dtype=torch.long, device=weight.device)
+    is_kept = torch.zeros(columns, dtype=torch.bool, device=weight.device)
     is_kept[kept] = True
     out = weight.float().clone()
     values = half_value(out[:, is_kept])
@@ -102,7 +102,7 @@ def with_columns(weight: Tensor, fmt: NumberFormat, keep: list[int], fit: str = 
         out[:, ~is_kept] = fitted_fake_quantize(out[:, ~is_kept], fmt, fit)
         bits = stored_bits(fmt, rows, rest)
     extra = len(kept) * (rows * VALUE_BITS + INDEX_BITS)
-    arrays = (values.half().numpy(), kept.numpy().astype(np.uint16))
+    arrays = (values.half().cpu().numpy(), kept.cpu().numpy().astype(np.uint16))
     return StoredResidual(out, extra, bits + extra, arrays)
 
 
@@ -113,7 +113,7 @@ def with_low_rank(weight: Tensor, fmt: NumberFormat, rank: int, fit: str = "minm
     rounded = fitted_fake_quantize(source, fmt, fit)
     left, right = low_rank_factors(source - rounded, rank)
     extra = rank * (rows + columns) * VALUE_BITS
-    arrays = (left.half().numpy(), right.half().numpy())
+    arrays = (left.half().cpu().numpy(), right.half().cpu().numpy())
     return StoredResidual(rounded + left @ right, extra, stored_bits(fmt, rows, columns) + extra, arrays)
 
 

@@ -104,7 +104,7 @@ class _BitReader:
         field = self._bits[self._position : self._position + n_bits].reshape(-1, width).astype(np.int64)
         self._position += n_bits
         weights = np.int64(1) << np.arange(width, dtype=np.int64)
-        return torch.from_numpy(field @ weights).view(shape)
+        return torch.as_tensor(field @ weights, device="cpu").view(shape)
 
 
 def _second_bits(second: Tensor, fmt: NumberFormat) -> Bits:

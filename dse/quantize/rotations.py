@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dse.errors import ConfigError
 
+_CPU = torch.device("cpu")  # where matrices are built; what they are applied to says where they are needed
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -74,20 +76,20 @@ def hadamard_rotation(n: int) -> Rotation:
 def randomised(rotation: Rotation, seed: int) -> Tensor:
     """Return diag(+-1) M (size, size) float64, as QuaRot randomises its rotation (arXiv 2404.00456)."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], rotation.size)
-    return torch.from_numpy(signs)[:, None] * rotation.matrix()
+    return torch.as_tensor(signs, device=_CPU)[:, None] * rotation.matrix()
 
 
 def random_orthogonal(n: int, seed: int) -> Tensor:
     """Return a random orthogonal matrix (n, n) float64 (QR of a Gaussian, signs fixed)."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
-    return torch.from_numpy(q * np.sign(np.diag(r)))
+    return torch.as_tensor(q * np.sign(np.diag(r)), device=_CPU)
 
 
 def cosine(n: int) -> Tensor:
     """Return the orthonormal DCT-II matrix (n, n) float64, which also spreads every coordinate over all."""
     from scipy.fft import dct
 
-    return torch.from_numpy(dct(np.eye(n), norm="ortho", axis=0))
+    return torch.as_tensor(dct(np.eye(n), norm="ortho", axis=0), device=_CPU)
 
 
 def pca_basis(moments: Tensor) -> Tensor:
@@ -97,12 +99,12 @@ def pca_basis(moments: Tensor) -> Tensor:
 
 def permutation_matrix(order: Tensor) -> Tensor:
     """Return P (n, n) float64 so that x P takes the channels of x in ``order``."""
-    return torch.eye(len(order), dtype=torch.float64)[:, order]
+    return torch.eye(len(order), dtype=torch.float64, device=order.device)[:, order]
 
 
 def _sylvester(n: int) -> Tensor:
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    matrix = torch.ones(1, 1, dtype=torch.float64, device=_CPU)
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device=_CPU)
     while len(matrix) < n:
         matrix = torch.kron(matrix, two)
     return matrix
@@ -111,16 +113,17 @@ def _sylvester(n: int) -> Tensor:
 def _paley(n: int) -> Tensor | None:
     """Return a Hadamard matrix of order n by one Paley construction, [[1]] for 1, or None."""
     if n == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
+        return torch.ones(1, 1, dtype=torch.float64, device=_CPU)
     if _is_prime(n - 1) and (n - 1) % 4 == 3:
         skew = _bordered(n - 1, sign=-1.0)
-        return skew + torch.eye(n, dtype=torch.float64)
+        return skew + torch.eye(n, dtype=torch.float64, device=_CPU)
     q = n // 2 - 1
     if n % 2 == 0 and _is_prime(q) and q % 4 == 1:
         conference = _bordered(q, sign=1.0)
-        one = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
-        other = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
-        return torch.kron(conference, one) + torch.kron(torch.eye(q + 1, dtype=torch.float64), other)
+        one = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64, device=_CPU)
+        other = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64, device=_CPU)
+        identity = torch.eye(q + 1, dtype=torch.float64, device=_CPU)
+        return torch.kron(conference, one) + torch.kron(identity, other)
     return None
 
 
@@ -128,7 +131,7 @@ def _bordered(q: int, sign: float) -> Tensor:
     """Return the Jacobsthal matrix of GF(q) with a border of ones, (q + 1, q + 1)."""
     squares = {(i * i) % q for i in range(1, q)}
     character = [0.0] + [1.0 if i in squares else -1.0 for i in range(1, q)]
-    matrix = torch.zeros(q + 1, q + 1, dtype=torch.float64)
+    matrix = torch.zeros(q + 1, q + 1, dtype=torch.float64, device=_CPU)
     matrix[0, 1:] = 1.0
     matrix[1:, 0] = sign
     for i in range(q):

@@ -33,7 +33,7 @@ def encode_scales(scale: Tensor, codec: ScaleCodec) -> tuple[Tensor, Tensor]:
     mean = finite.mean()
     blocks = _blocks(finite - mean)
     top = blocks.abs().amax(1).clamp(min=_TINY)
-    levels = dynamic_levels()
+    levels = dynamic_levels(scale.device)
     codes = torch.bucketize(blocks / top[:, None], (levels[1:] + levels[:-1]) / 2)
     return codes.view(-1)[: scale.numel()].view(scale.shape), torch.cat([top, mean.view(1)])
 
@@ -43,7 +43,7 @@ def decode_scales(codes: Tensor, second: Tensor, codec: ScaleCodec) -> Tensor:
     if codec == "int8_row":
         return codes.float() * second[:, None]
     top, mean = second[:-1], second[-1]
-    values = dynamic_levels()[_blocks(codes)] * top[:, None] + mean
+    values = dynamic_levels(codes.device)[_blocks(codes)] * top[:, None] + mean
     return values.view(-1)[: codes.numel()].view(codes.shape).clamp(min=0.0)
 
 
@@ -51,14 +51,14 @@ def codes_of_scales(scale: Tensor, second: Tensor, codec: ScaleCodec) -> Tensor:
     """Return the codes of scales that ``decode_scales`` made with this second level."""
     if codec == "int8_row":
         return (scale / second[:, None]).round().long()
-    levels = dynamic_levels()
+    levels = dynamic_levels(scale.device)
     blocks = (_blocks(scale - second[-1])) / second[:-1, None]
     codes = torch.bucketize(blocks, (levels[1:] + levels[:-1]) / 2)
     return codes.view(-1)[: scale.numel()].view(scale.shape)
 
 
-@lru_cache(maxsize=1)
-def dynamic_levels() -> Tensor:
+@lru_cache(maxsize=4)
+def dynamic_levels(device: torch.device) -> Tensor:
     """Return the 256 signed dynamic levels in order, float32.
 
     7 decades, the i-th (from 10^-6) with 2^i magnitudes in the middle of equal parts of [0.1, 1), on both
@@ -66,10 +66,10 @@ def dynamic_levels() -> Tensor:
     """
     levels = [0.0, 1.0]
     for i in range(7):
-        edges = torch.linspace(0.1, 1.0, 2**i + 1, dtype=torch.float64)
+        edges = torch.linspace(0.1, 1.0, 2**i + 1, dtype=torch.float64, device="cpu")
         middles = ((edges[1:] + edges[:-1]) / 2 * 10.0 ** (i - 6)).tolist()
         levels += middles + [-value for value in middles]
-    return torch.tensor(sorted(levels), dtype=torch.float32)
+    return torch.tensor(sorted(levels), dtype=torch.float32, device=device)
 
 
 def between_ends(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:

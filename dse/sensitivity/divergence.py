@@ -30,7 +30,7 @@ class _JSDMeasurement:
     def __init__(self, evaluator: QualityEvaluator) -> None:
         self._model = evaluator.model
         self._batches: list[tuple[Tensor, Tensor, list[object]]] = []
-        for ids in torch.from_numpy(evaluator.sample.ids).long().split(1):
+        for ids in self._model.tokens(evaluator.sample).split(1):
             with torch.inference_mode(), self._model.recorded() as outputs:
                 log_p = torch.log_softmax(self._model.logits(ids)[0].float(), -1)
             self._batches.append((ids, log_p, outputs))

@@ -52,7 +52,7 @@ class GradientIndicator:
 class _GradientMeasurement:
     def __init__(self, evaluator: QualityEvaluator, units: tuple[Unit, ...], order: int) -> None:
         self._model = evaluator.model
-        self._ids = torch.from_numpy(evaluator.sample.ids).long()
+        self._ids = self._model.tokens(evaluator.sample)
         self._paths = tuple(dict.fromkeys(self._model.path(u.layer, op) for u in units for op in u.ops))
         self._order = order
         key = content_hash(["gradients", evaluator.model.hash, list(self._paths)])

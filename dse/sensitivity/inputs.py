@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from dse.content import content_hash
@@ -71,7 +70,7 @@ class LinearInputs:
 def _observed(evaluator: QualityEvaluator, paths: tuple[str, ...]) -> dict[str, LinearInputs]:
     """Return the inputs of linears over the evaluator's tokens; linears that read one tensor share them."""
     with observed_inputs(evaluator.model, paths) as found:
-        for part in torch.from_numpy(evaluator.sample.ids).long().split(1):
+        for part in evaluator.model.tokens(evaluator.sample).split(1):
             evaluator.model.logits(part)
     shared = {id(entry[0]): LinearInputs(entry[0]) for entry in found.values()}
     return {path: shared[id(entry[0])] for path, entry in found.items()}

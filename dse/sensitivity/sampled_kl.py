@@ -215,7 +215,7 @@ class SampledKL:
     @cached_property
     def _sequences(self) -> list[_Sequence]:
         found = []
-        for ids in torch.from_numpy(self._evaluator.sample.ids).long().split(1):
+        for ids in self._model.tokens(self._evaluator.sample).split(1):
             with torch.inference_mode(), self._model.recorded() as outputs:
                 logits = self._model.logits(ids)
             scores = reference_scores(logits, ids, torch.float32)
@@ -249,7 +249,7 @@ def _beginning(scores: ReferenceScores, length: int) -> ReferenceScores:
 
 
 def _kl(logits: Tensor, ids: Tensor, scores: ReferenceScores) -> Values:
-    kl: Values = compare(logits, ids, scores).kl.numpy()
+    kl: Values = compare(logits, ids, scores).kl.cpu().numpy()
     return kl
 
 

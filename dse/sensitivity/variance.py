@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from dse.emulate.model import EmulatedModel
@@ -86,7 +85,7 @@ def collect_moments(evaluator: QualityEvaluator, paths: tuple[str, ...]) -> dict
         for path, entry in moments.items()
     ]
     try:
-        for ids in torch.from_numpy(evaluator.sample.ids).long().split(1):
+        for ids in model.tokens(evaluator.sample).split(1):
             model.logits(ids)
     finally:
         for hook in hooks:

@@ -64,7 +64,7 @@ def test_double_quantization_costs_what_qlora_says() -> None:
 
 def test_dynamic_levels() -> None:
     """Dettmers 2015: 256 levels, symmetric but for 1, all decades down to 1e-6."""
-    levels = dynamic_levels()
+    levels = dynamic_levels(torch.device("cpu"))
     assert len(levels) == len(set(levels.tolist())) == 256
     inner = levels[:-1]
     assert torch.allclose(inner, -inner.flip(0))
