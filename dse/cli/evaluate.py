@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
-from dse.cli import options, policy_options
+from dse.cli import options
+from dse.cli.groups import add_command
 from dse.cli.output import emit_json, note
+from dse.cli.policy_options import PolicyOptions
 from dse.cli.quality_output import show_quality
 from dse.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("evaluate")(evaluate)
+    add_command(app, "evaluate", evaluate)
 
 
 def evaluate(
+    formats: options.Formats,
+    runtime: PolicyOptions,
     model: str = options.MODEL,
-    plan: Path | None = typer.Option(None, "--plan", help="A plan.json whose precisions are measured."),
-    weights: str = options.WEIGHTS,
-    activations: str = options.ACTIVATIONS,
-    kv: str = options.KV,
     quantizer: str = typer.Option("rtn", "--quantizer", help="rtn or gptq."),
     fit: str = typer.Option(
         "minmax", "--fit", help="Range fit: minmax, mse, percentile, act_clip, importance, salience."
@@ -33,15 +31,6 @@ def evaluate(
     calibration_tokens: int = typer.Option(
         8192, "--calibration-tokens", help="Tokens that quantizers and fits calibrate on."
     ),
-    static_activations: bool = policy_options.STATIC,
-    integer_products: bool = policy_options.INTEGER,
-    at: list[str] = policy_options.AT,
-    kv_window: int = policy_options.WINDOW,
-    kv_sinks: int = policy_options.SINKS,
-    keys_per_channel: int = policy_options.KEYS,
-    queries: str | None = policy_options.QUERIES,
-    probabilities: str | None = policy_options.PROBABILITIES,
-    softmax_bits: int | None = policy_options.SOFTMAX,
     corpus: str | None = options.CORPUS,
     tokens: int = options.TOKENS,
     sequence_length: int = options.SEQUENCE,
@@ -62,19 +51,8 @@ def evaluate(
     from studies.schema import QualitySpec
     from studies.weights import with_weights
 
-    parsed = None if plan is None else options.read_plan(plan)
-    uniform = options.precision_of(weights, activations, kv)
-    policy = policy_options.policy_of(
-        static_activations=static_activations,
-        integer_products=integer_products,
-        at=at,
-        window=kv_window,
-        sinks=kv_sinks,
-        key_group=keys_per_channel,
-        queries=queries,
-        probabilities=probabilities,
-        softmax_bits=softmax_bits,
-    )
+    parsed = None if formats.plan is None else options.read_plan(formats.plan)
+    uniform, policy = formats.uniform(), runtime.policy()
     if parsed is not None and not parsed.runtime_policy.is_default:
         if not policy.is_default:
             raise ConfigError("the plan has a runtime policy of its own; leave those options out")

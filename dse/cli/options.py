@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ import typer
 from dse.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dse.evaluate.layer_times import LayerTimes, Method
     from dse.formats.precision import Precision
     from dse.graph.operator import OperatorGraph
     from dse.graph.units import Unit
-    from dse.graph.workload import Workload
     from dse.plan import Plan
 
 JSON = typer.Option(False, "--json", help="Print one JSON document to stdout and nothing else.")
@@ -65,25 +67,80 @@ SEQUENCE = typer.Option(512, "--sequence-length", help="Tokens per sequence.")
 GRID = typer.Option(
     None, "--grid-intensity", min=0, help="Grams of CO2e per kWh of the grid (the cluster's own, if it says)."
 )
-LAYER_TIMES = typer.Option(
-    None, "--layer-times", help="Measured layer times (CSV or JSON) instead of the cost models'."
-)
-LAYER_TIME_MODEL = typer.Option(
-    "table", "--layer-time-model", help="table takes them as they are; regression is LLM-PQ's latency model."
-)
-LAYER_TIME_TOKENS = typer.Option(
-    None,
-    "--layer-time-tokens",
-    help="Cached positions of the decode step that stands for all: prompt and half of the output by default.",
-)
 SEED = typer.Option(0, "--seed", help="Seed of everything random.")
 
 
-def precision_of(weights: str, activations: str, kv: str) -> Precision:
-    """Return the precision named by three format options."""
-    from dse.formats.grammar import parse_precision
+@dataclass(frozen=True)
+class Formats:
+    """One precision for all units, or those of a plan."""
 
-    return parse_precision({"weights": weights, "activations": activations, "kv": kv})
+    plan: Path | None = typer.Option(None, "--plan", help="A plan.json whose precisions are used.")
+    weights: str = WEIGHTS
+    activations: str = ACTIVATIONS
+    kv: str = KV
+
+    def uniform(self) -> Precision:
+        """Return the precision that the three format options name."""
+        from dse.formats.grammar import parse_precision
+
+        return parse_precision({"weights": self.weights, "activations": self.activations, "kv": self.kv})
+
+    def of(self, graph: OperatorGraph) -> tuple[Precision | Mapping[str, Precision], tuple[Unit, ...]]:
+        """Return one precision and no units, or the precisions of a plan by name and its units.
+
+        Raises:
+            ConfigError: the plan cannot be read, or is of another model.
+        """
+        if self.plan is None:
+            return self.uniform(), ()
+        plan = read_plan(self.plan)
+        return plan.assignment.by_unit, units_of_plan(plan, graph)
+
+
+@dataclass(frozen=True)
+class LayerTimeOptions:
+    """Measured layer times in place of the cost models'."""
+
+    layer_times: Path | None = typer.Option(
+        None, "--layer-times", help="Measured layer times (CSV or JSON) instead of the cost models'."
+    )
+    layer_time_model: str = typer.Option(
+        "table",
+        "--layer-time-model",
+        help="table takes them as they are; regression is LLM-PQ's latency model.",
+    )
+    layer_time_tokens: float | None = typer.Option(
+        None,
+        "--layer-time-tokens",
+        help="Cached positions of the decode step that stands for all: prompt and half of the output by "
+        "default.",
+    )
+
+    def method(self) -> Method:
+        """Return the way of using them.
+
+        Raises:
+            ConfigError: unknown name.
+        """
+        from dse.evaluate.layer_times import METHODS
+
+        name = self.layer_time_model
+        for known in METHODS:
+            if known == name:
+                return known
+        raise ConfigError(f"unknown model '{name}'", path="--layer-time-model", value=name, allowed=METHODS)
+
+    def times(self) -> LayerTimes | None:
+        """Return the times, None without a file.
+
+        Raises:
+            ConfigError: an unknown model, or a file that cannot be used.
+        """
+        from dse.evaluate.layer_times import LayerTimes, read_layer_times
+
+        if self.layer_times is None:
+            return None
+        return LayerTimes(read_layer_times(self.layer_times), self.method())
 
 
 def precisions_of(text: str) -> tuple[Precision, ...]:
@@ -91,13 +148,6 @@ def precisions_of(text: str) -> tuple[Precision, ...]:
     from dse.formats.grammar import parse_precision
 
     return tuple(parse_precision(part.strip()) for part in text.split(",") if part.strip())
-
-
-def workload_of(batch: int, prompt: int, output: int) -> Workload:
-    """Return the workload of three number options."""
-    from dse.graph.workload import Workload
-
-    return Workload(batch=batch, prompt_tokens=prompt, output_tokens=output)
 
 
 def load_graph_of(model: str, source_tokens: int | None = None) -> OperatorGraph:
@@ -163,33 +213,6 @@ def units_of_plan(plan: Plan, graph: OperatorGraph) -> tuple[Unit, ...]:
     for name in sorted(wanted - plan.assignment.by_unit.keys()):
         raise ConfigError(f"the plan says nothing of '{name}'", path="assignment")
     return units
-
-
-def layer_times_of(path: Path | None, model: str) -> LayerTimes | None:
-    """Return measured layer times under a model, None without a file.
-
-    Raises:
-        ConfigError: an unknown model, or a file that cannot be used.
-    """
-    if path is None:
-        return None
-    from dse.evaluate.layer_times import LayerTimes, read_layer_times
-
-    return LayerTimes(read_layer_times(path), layer_time_method(model))
-
-
-def layer_time_method(name: str) -> Method:
-    """Return the way of using measured layer times.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    from dse.evaluate.layer_times import METHODS
-
-    for known in METHODS:
-        if known == name:
-            return known
-    raise ConfigError(f"unknown model '{name}'", path="--layer-time-model", value=name, allowed=METHODS)
 
 
 def check_sizes(*, tokens: int, sequence_length: int) -> None:

@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     inputs: StudyOptions,
+    times: options.LayerTimeOptions,
     aim: GoalOptions,
     solver: SolverOptions,
     whole: WholeLayout,
@@ -53,7 +54,7 @@ def plan(
 
     Any other objective and any bounds on latency, energy, money and devices may be asked for instead.
     """
-    study = inputs.study(model)
+    study = inputs.study(model, times)
     goal = aim.goal(study.workload)
     axes, max_increase_frac = beside.axes(), beside.max_increase_frac()
     layout = whole.options(study.workload)

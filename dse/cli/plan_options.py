@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -37,9 +36,6 @@ class StudyOptions:
     as_good_as: str = typer.Option(
         "int4_g64_asym", "--as-good-as", help="Lose no more quality than the uniform plan of this precision."
     )
-    layer_times: Path | None = options.LAYER_TIMES
-    layer_time_model: str = options.LAYER_TIME_MODEL
-    layer_time_tokens: float | None = options.LAYER_TIME_TOKENS
     grid: float | None = options.GRID
     tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens of a measured metric.")
     check_tokens: int = typer.Option(
@@ -49,8 +45,8 @@ class StudyOptions:
     corpus: str | None = options.CORPUS
     seed: int = options.SEED
 
-    def study(self, model: str) -> Study:
-        """Return the study of a model.
+    def study(self, model: str, times: options.LayerTimeOptions) -> Study:
+        """Return the study of a model, its layers timed by the cost models or as measured.
 
         Raises:
             ConfigError: a name or value that is not allowed.
@@ -78,9 +74,9 @@ class StudyOptions:
                 sequence_length=self.sequence_length,
             ),
             grid_g_per_kwh=self.grid,
-            layer_times=None if self.layer_times is None else str(self.layer_times),
-            layer_time_model=options.layer_time_method(self.layer_time_model),
-            layer_time_tokens=self.layer_time_tokens,
+            layer_times=None if times.layer_times is None else str(times.layer_times),
+            layer_time_model=times.method(),
+            layer_time_tokens=times.layer_time_tokens,
         )
 
 

@@ -8,34 +8,22 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dse.cli.options import (
-    ACTIVATIONS,
-    BATCH,
-    JSON,
-    KV,
-    MODEL,
-    PROMPT,
-    SOURCE,
-    WEIGHTS,
-    load_graph_of,
-    precision_of,
-    read_plan,
-    units_of_plan,
-)
+from dse.cli.groups import add_command
+from dse.cli.options import BATCH, JSON, MODEL, PROMPT, SOURCE, Formats, load_graph_of
 from dse.cli.output import emit_json, fold_layers, note, si, table
 from dse.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dse.formats.precision import Precision
     from dse.graph.operator import OperatorGraph
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("trace")(trace)
+    add_command(app, "trace", trace)
 
 
 def trace(
+    formats: Formats,
     model: str = MODEL,
     batch: int = BATCH,
     prompt: int = PROMPT,
@@ -49,13 +37,9 @@ def trace(
     device: str | None = typer.Option(
         None, "--device", help="With an .html file: adds time, energy and bits on this device."
     ),
-    plan: Path | None = typer.Option(None, "--plan", help="With --device: a plan.json of precisions."),
     runtime: str | None = typer.Option(
         None, "--runtime", help="With --device: a runtime profile whose fused kernels are priced as one."
     ),
-    weights: str = WEIGHTS,
-    activations: str = ACTIVATIONS,
-    kv: str = KV,
     as_json: bool = JSON,
 ) -> None:
     """Trace a model into its operator graph."""
@@ -71,8 +55,7 @@ def trace(
     document = trace_document(graph, batch, prompt, context)
     if output is not None:
         if output.suffix == ".html":
-            precision = precision_of(weights, activations, kv)
-            _write_page(graph, output, document["shape"], device, plan, precision, runtime)
+            _write_page(graph, output, document["shape"], device, formats, runtime)
         elif output.suffix == ".json":
             from dse.content import write_atomic
 
@@ -113,8 +96,7 @@ def _write_page(
     path: Path,
     shape: dict[str, int],
     device: str | None,
-    plan: Path | None,
-    uniform: Precision,
+    formats: Formats,
     runtime: str | None,
 ) -> None:
     from reports.graph_costs import graph_costs
@@ -126,11 +108,6 @@ def _write_page(
         from hardware_specs.loader import load_device, load_runtime
 
         serving = None if runtime is None else load_runtime(runtime)
-        spec = load_device(device)
-        if plan is None:
-            costs = graph_costs(graph, spec, uniform, (), *sizes, serving)
-        else:
-            parsed = read_plan(plan)
-            units = units_of_plan(parsed, graph)
-            costs = graph_costs(graph, spec, parsed.assignment.by_unit, units, *sizes, serving)
+        precision, units = formats.of(graph)
+        costs = graph_costs(graph, load_device(device), precision, units, *sizes, serving)
     write_graph_page(graph, path, *sizes, costs)

@@ -177,7 +177,7 @@ class KvTraffic:
             )
             for kv in formats
         ]
-        token_bytes, expand_ops = np.array(found).T[:, :, None, None]
+        token_bytes, expand_ops = np.array(found).reshape(-1, 2).T[:, :, None, None]
         return cls(token_bytes, expand_ops)
 
 

@@ -155,5 +155,27 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         run(str(study), "--objective", "service")
     with pytest.raises(NoFeasiblePlan, match="even at limits 16 times"):
         run(str(study), "--objective", "service", "--budget", "0.1")
-    with pytest.raises(ConfigError, match="for a model give --rate or --trace"):
+    with pytest.raises(ConfigError, match="needs a load: give --rate or --trace"):
         run("llama-3.2-1b")
+    with pytest.raises(ConfigError, match=r"no capacity study .*did you mean 'llama8b_owned'"):
+        run("llama8b_own")
+
+
+def test_a_page_of_another_result_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between the result and its page, the folder holds the new result and no page."""
+    study, out = write_case(tmp_path), tmp_path / "out"
+    out.mkdir()
+    (out / "report.html").write_text("of another result")
+
+    def stop(*_: object) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("reports.capacity.write_capacity_report", stop)
+        stopped = RUNNER.invoke(app, ["capacity", str(study), "-o", str(out), "--ask", "none"])
+    assert stopped.exit_code == 130
+    assert f"dse report {out}" in " ".join(stopped.stderr.split())
+    assert json.loads((out / "result.json").read_text())["passed"] is True
+    assert not (out / "report.html").exists()
+    assert RUNNER.invoke(app, ["report", str(out)]).exit_code == 0
+    assert "<html" in (out / "report.html").read_text()

@@ -142,6 +142,16 @@ def test_unsupported_choices_have_reasons_and_no_costs():
     assert np.isfinite(table.static_w).all()
 
 
+def test_a_device_that_runs_none_of_the_choices_costs_nothing():
+    """The other device's costs are what they are alone."""
+    choice = PRECISIONS[3:4]
+    both = build_cost_table(GRAPH, units_of(GRAPH, "block"), choice, SPECS, WORKLOAD, (1,))
+    alone = build_cost_table(GRAPH, units_of(GRAPH, "block"), choice, {"toy": SPECS["toy"]}, WORKLOAD, (1,))
+    assert both.supported.tolist() == [[True], [False]]
+    assert both.unit_time_s[:, :, 0].tolist() == alone.unit_time_s[:, :, 0].tolist()
+    assert not both.unit_time_s[:, :, 1].any()
+
+
 def test_several_templates():
     # Layers 1 and 3 get a window: their decode is cheaper, their linears cost the same.
     even = make_graph()
