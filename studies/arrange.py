@@ -223,6 +223,19 @@ class Arranger:
         groups = self._kv_groups(self.searched)
         return [self._problem(usable, with_energy=with_energy) for usable in groups]
 
+    def of_one_precision(self, name: str, with_energy: bool) -> TableProblem:
+        """Return the problem in which every layer has one choice, a precision of the study."""
+        index = self.precision_index[name]
+        return self._problem(self._only((index,) * len(self.prepared.units)), with_energy=with_energy)
+
+    def whole_layers(self, plan: Plan, with_energy: bool) -> TableProblem:
+        """Return the problem in which no layer mixes precisions; a cache format for all is the plan's."""
+        usable = self.searched
+        if self.prepared.runtime.kv_is_global:
+            kv = plan.assignment.items[0][1].kv
+            usable = usable & np.array([precision.kv == kv for precision in self.prepared.precisions])
+        return self._problem(usable, with_energy=with_energy, mixed_within_layer=False)
+
     def _kv_groups(self, usable: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
         """Split the choices by KV format where the runtime has one for all layers."""
         if not self.prepared.runtime.kv_is_global:
@@ -231,14 +244,16 @@ class Arranger:
         groups = [usable & (np.array(formats) == name)[None, :] for name in dict.fromkeys(formats)]
         return [group for group in groups if group.any(axis=1).all()]
 
-    def _problem(self, usable: NDArray[np.bool_], *, with_energy: bool = False) -> TableProblem:
+    def _problem(
+        self, usable: NDArray[np.bool_], *, with_energy: bool = False, mixed_within_layer: bool = True
+    ) -> TableProblem:
         return problem_from_table(
             self.prepared.table,
             self.sensitivity,
             self.prepared.cluster,
             self.study.workload,
             usable=usable,
-            mixed_within_layer=self.prepared.runtime.mixed_within_layer,
+            mixed_within_layer=mixed_within_layer and self.prepared.runtime.mixed_within_layer,
             with_energy=with_energy,
         )
 

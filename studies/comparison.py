@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 from dse.evaluate.effective_bits import effective_bits
-from dse.partition.baselines import published_baselines
+from dse.partition.baselines import Baseline, mixed_baselines, one_precision_baselines
+from dse.partition.bitwidth_transfer import LayerPrecisions
+from dse.partition.from_table import TableProblem
 from dse.partition.objective import objective_s, penalty_of, violations
 from dse.partition.pareto import Axis, FrontPoint, objective_front
-from dse.partition.problem import Goal
+from dse.partition.problem import Goal, PipelineProblem
+from dse.plan import Plan
+from studies.arrange import Arranger
 from studies.planning import Planned, Setting
 
 
@@ -20,7 +24,10 @@ from studies.planning import Planned, Setting
 class BaselineRow:
     """What a published planner would have done: value and penalty, None with the reason where it has no plan.
 
-    ``breaks``: the goal's bounds that its plan does not keep.
+    Attributes:
+        over_ours_frac: by how much the value is above that of our plan, of ours.
+        breaks: the goal's bounds that its plan does not keep.
+        stages: (device, first layer, last layer + 1).
     """
 
     name: str
@@ -28,34 +35,68 @@ class BaselineRow:
     penalty: float | None
     reason: str
     breaks: tuple[str, ...]
+    over_ours_frac: float | None = None
+    stages: tuple[tuple[str, int, int], ...] = ()
 
 
 def baselines(planned: Planned) -> list[BaselineRow]:
     """Return the published planners on the tables that the plan was made from.
 
-    The uniform precision is the study's where every layer has it as a choice, else the nearest one of the
-    largest penalty that a uniform plan can have within memory.
+    "uniform" and PipeEdge take the first uniform precision of the study.
     """
-    found = planned.candidate.problem
-    if found is None:
-        return []
-    problem, goal = found.problem, planned.goal
-    precision = planned.setting.arranger.uniform_names[:1]
-    uniform = None
-    for name in precision:
-        wanted = next(p for p in found.precisions if p.name == name)
-        choices = [found.choice_of(layer, [wanted] * len(units)) for layer, units in enumerate(found.units)]
-        if all(choice is not None for choice in choices):
-            uniform = np.array(choices, dtype=np.int64)
+    own = planned.candidate.solution.value
+    return baseline_rows(planned.setting.arranger, planned.goal, planned.candidate.plan, own)
+
+
+def baseline_rows(arranger: Arranger, goal: Goal, plan: Plan, own: float | None) -> list[BaselineRow]:
+    """Return the published planners beside a plan whose value by the goal is ``own``."""
+    with_energy = "energy" in goal.quantities
+    rows: list[BaselineRow] = []
+    if arranger.uniform_names:
+        one = arranger.of_one_precision(arranger.uniform_names[0], with_energy)
+        rows += _rows(
+            one.problem,
+            goal,
+            one_precision_baselines(one.problem, np.zeros(len(one.units), dtype=np.int64)),
+            own,
+        )
+    else:
+        absent = f"no device runs {arranger.study.uniform[0]}" if arranger.study.uniform else "none is named"
+        rows += [BaselineRow(name, None, None, absent, ()) for name in ("uniform", "PipeEdge")]
+    whole = arranger.whole_layers(plan, with_energy)
+    found = mixed_baselines(whole.problem, goal, layer_precisions(whole))
+    return rows + _rows(whole.problem, goal, found, own)
+
+
+def layer_precisions(found: TableProblem) -> LayerPrecisions:
+    """Return what the choices of a problem with one precision per layer are."""
+    kinds = np.zeros(found.problem.penalty.shape, dtype=np.int64)
+    for layer, combinations in enumerate(found.combinations):
+        kinds[layer, : len(combinations)] = [combination[0] for combination in combinations]
+    return LayerPrecisions(kinds, tuple(precision.weights.bits for precision in found.precisions))
+
+
+def _rows(
+    problem: PipelineProblem, goal: Goal, found: list[Baseline], own: float | None
+) -> list[BaselineRow]:
     rows = []
-    for baseline in published_baselines(problem, goal, uniform):
+    for baseline in found:
         plan = baseline.arrangement
         if plan is None:
             rows.append(BaselineRow(baseline.name, None, None, baseline.reason, ()))
             continue
         value = objective_s(problem, goal, plan)
-        broken = tuple(violations(problem, goal, plan))
-        rows.append(BaselineRow(baseline.name, value, penalty_of(problem, plan), "", broken))
+        rows.append(
+            BaselineRow(
+                baseline.name,
+                value,
+                penalty_of(problem, plan),
+                "",
+                tuple(violations(problem, goal, plan)),
+                value / own - 1 if own else None,
+                tuple((problem.devices[device], first, end) for device, first, end in plan.stages),
+            )
+        )
     return rows
 
 

@@ -2,7 +2,7 @@
 
 Uniform: one precision, layers split evenly. PipeEdge (DSD 2022): one precision, the exact split for the
 largest throughput. AdaBits (LLM-PQ, arXiv 2403.01136, section 6): least penalty that fits, time unseen.
-Bitwidth transfer (the same paper's heuristic): greedy descent from AdaBits.
+Bitwidth transfer: the same paper's heuristic, see ``bitwidth_transfer``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dse.partition.objective import objective_s, penalty_of, stage_use, violations
+from dse.partition.bitwidth_transfer import LayerPrecisions, bitwidth_transfer
+from dse.partition.branch import Limits
+from dse.partition.objective import objective_s, violations
 from dse.partition.problem import Arrangement, Goal, PipelineProblem
 from dse.partition.solve import Planner, least_penalty
 
 Choices = NDArray[np.int64]
-MAX_SWAPS = 200
-# (layers that the pioneer gives, layers that the straggler gives), as numbers of layers of its choices
-EXCHANGES = ((1, 2), (1, 1), (1, 4))
+MAX_TYPE_ORDERS = 24  # as many as there are of four types
+RELAXATIONS = 100  # of a baseline's own search: unlike seconds the same on every machine
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def even_split_best_choices(problem: PipelineProblem, goal: Goal) -> Baseline:
         allowed[device, first:end] = problem.allowed[device, first:end]
     used = tuple(device for device, _, _ in stages)
     fixed = replace(problem, orders=(used,), allowed=allowed, allow_empty=False)
-    solution = Planner(fixed, goal).solve(goal.max_penalty, explain=False)
+    solution = Planner(fixed, goal, Limits(n_relaxations=RELAXATIONS)).solve(goal.max_penalty, explain=False)
     reason = "" if solution.arrangement else "no choices fit an even split within the bounds"
     return Baseline("even split, best bits", solution.arrangement, reason)
 
@@ -142,7 +143,7 @@ def _least_bottleneck(
 
 def ada_bits(problem: PipelineProblem) -> Baseline:
     """Return the least penalty that fits into memory, whatever its time, with LLM-PQ's micro-batches."""
-    solution = least_penalty(problem, time_limit_s=5.0)
+    solution = least_penalty(problem, time_limit_s=None, n_relaxations=RELAXATIONS)
     if solution.arrangement is None:
         return Baseline("AdaBits", None, solution.binding)
     eta, xi = equal_micro_batches(problem, len(solution.arrangement.stages))
@@ -152,91 +153,56 @@ def ada_bits(problem: PipelineProblem) -> Baseline:
     return Baseline("AdaBits", plan)
 
 
-def bitwidth_transfer(problem: PipelineProblem, goal: Goal, start: Arrangement) -> Baseline:
-    """Return LLM-PQ's heuristic: from AdaBits, move layers off the slowest stage while the objective falls.
+def llm_pq_heuristic(problem: PipelineProblem, theta_s: float, precisions: LayerPrecisions) -> Baseline:
+    """Return the best end of LLM-PQ's heuristic over the device orders and micro-batches that it tries.
 
-    The straggler is the stage with most seconds over both phases. A pioneer (the others, fastest first) gives
-    one layer's precision for that of one, two or four of the straggler's layers and takes those layers over,
-    where they are its neighbours in the pipeline; of all such exchanges the one with the least penalty is
-    tried, and kept where the objective falls and everything still fits (bounds of the goal other than on the
-    penalty are ignored, as the method has none).
+    Orders keep equal devices together; the decode micro-batch is the batch split over the stages, and the
+    prefill's each of its divisors above 1 (sections 4.2 and 4.3). Moves are judged by LLM-PQ's own formula.
     """
-    free = Goal(goal.formula, theta_s=goal.theta_s, objective=goal.objective)
-    current = start
-    value = objective_s(problem, free, current)
-    for _ in range(MAX_SWAPS):
-        better = next(
-            (
-                plan
-                for plan in _exchanges(problem, current)
-                if not violations(problem, free, plan) and objective_s(problem, free, plan) < value
-            ),
-            None,
-        )
-        if better is None:
-            break
-        current, value = better, objective_s(problem, free, better)
-    return Baseline("LLM-PQ bitwidth transfer", current)
+    name, goal = "LLM-PQ bitwidth transfer", Goal("llmpq", theta_s=theta_s)
+    together = [order for order in problem.orders if _keeps_types_together(problem, order)]
+    best: tuple[float, Arrangement | None] = (math.inf, None)
+    reason = ""
+    for order in (together or list(problem.orders))[:MAX_TYPE_ORDERS]:
+        of_order = replace(problem, orders=(order,))
+        start = ada_bits(of_order)
+        reason = reason or start.reason
+        for begun in [] if start.arrangement is None else _with_published_sizes(of_order, start.arrangement):
+            plan = bitwidth_transfer(of_order, goal, begun, precisions)
+            value = objective_s(of_order, goal, plan)
+            if value < best[0]:
+                best = (value, plan)
+    return Baseline(name, best[1], "" if best[1] is not None else reason)
 
 
-def _exchanges(problem: PipelineProblem, plan: Arrangement) -> Iterator[Arrangement]:
-    """Yield the exchanges of the straggler with each pioneer, least penalty first within a kind."""
-    use = stage_use(problem, plan)
-    k = math.ceil(problem.batch / plan.prefill_micro_batch)
-    m = math.ceil(problem.batch / plan.decode_micro_batch)
-    score = (k - 1) * use.prefill_s + (problem.output_tokens - 1) * max(m - 1, 1) * use.decode_s
-    straggler = int(np.argmax(score))
-    for pioneer in (int(s) for s in np.argsort(score) if s != straggler):
-        for gives, takes in EXCHANGES:
-            moved = list(_moves(plan, straggler, pioneer, gives, takes))
-            yield from sorted(moved, key=lambda one: penalty_of(problem, one))
-        yield from _moves(plan, straggler, pioneer, 0, 1)
+def _keeps_types_together(problem: PipelineProblem, order: tuple[int, ...]) -> bool:
+    types = [problem.device_types[device] for device in order]
+    return len(list(itertools.groupby(types))) == len(set(types))
 
 
-def _moves(plan: Arrangement, straggler: int, pioneer: int, gives: int, takes: int) -> Iterator[Arrangement]:
-    """Yield plans in which ``takes`` layers go from the straggler towards the pioneer, precisions exchanged.
+def _with_published_sizes(problem: PipelineProblem, start: Arrangement) -> Iterator[Arrangement]:
+    """Yield the start with each pair of micro-batches that LLM-PQ tries, as it is where none of them fits."""
+    _, xi = equal_micro_batches(problem, len(start.stages))
+    sizes = [size for size in problem.prefill_micro_batches if size > 1 and xi % size == 0]
+    plans = [replace(start, prefill_micro_batch=eta, decode_micro_batch=xi) for eta in sizes]
+    yield from [plan for plan in plans if not violations(problem, Goal(), plan)] or [start]
 
-    The boundaries between the two move by that number, so that stages between them keep their size. The
-    pioneer's ``gives`` layers and the layers that moved swap their choices (one choice for all that moved).
+
+def one_precision_baselines(problem: PipelineProblem, choices: Choices) -> list[Baseline]:
+    """Return the planners that know one precision only, which is given as the choices (L)."""
+    return [replace(even_split(problem, choices), name="uniform"), pipe_edge(problem, choices)]
+
+
+def mixed_baselines(problem: PipelineProblem, goal: Goal, precisions: LayerPrecisions) -> list[Baseline]:
+    """Return the planners that choose between precisions.
+
+    Args:
+        problem: its choices give every layer one precision, which is all that the published planners know.
+        goal: what our plan is for; the published planners do not look at it.
+        precisions: what the choices are.
     """
-    step = 1 if pioneer > straggler else -1
-    stages = [list(stage) for stage in plan.stages]
-    if stages[straggler][2] - stages[straggler][1] <= takes:
-        return
-    between = range(straggler, pioneer, step)
-    for s in between:
-        low, high = (s, s + 1) if step > 0 else (s - 1, s)
-        stages[low][2] -= step * takes
-        stages[high][1] -= step * takes
-    bounds = tuple((d, a, b) for d, a, b in stages)
-    if any(b <= a for _, a, b in bounds):
-        return
-    shifted = replace(plan, stages=bounds)
-    if not gives:
-        yield shifted
-        return
-    _, first, end = bounds[pioneer]
-    arrived = range(first, first + takes) if step > 0 else range(end - takes, end)
-    kept = [layer for layer in range(first, end) if layer not in arrived]
-    for layer in kept:
-        choices = list(plan.choices)
-        choices[layer] = plan.choices[arrived[0]]
-        for other in arrived:
-            choices[other] = plan.choices[layer]
-        if tuple(choices) != plan.choices:
-            yield replace(shifted, choices=tuple(choices))
-
-
-def published_baselines(problem: PipelineProblem, goal: Goal, uniform: Choices | None) -> list[Baseline]:
-    """Return every baseline; ``uniform`` (L) are the choices of one precision, None where it is no choice."""
-    absent = "the precision of the uniform plan is no choice of every layer"
-    found = []
-    if uniform is None:
-        found += [Baseline("uniform", None, absent), Baseline("PipeEdge", None, absent)]
-    else:
-        found += [replace(even_split(problem, uniform), name="uniform"), pipe_edge(problem, uniform)]
-    start = ada_bits(problem)
-    found += [even_split_best_choices(problem, goal), start]
-    if start.arrangement is None:
-        return [*found, Baseline("LLM-PQ bitwidth transfer", None, start.reason)]
-    return [*found, bitwidth_transfer(problem, goal, start.arrangement)]
+    return [
+        even_split_best_choices(problem, goal),
+        ada_bits(problem),
+        llm_pq_heuristic(problem, goal.theta_s, precisions),
+    ]
