@@ -8,7 +8,7 @@ numbers of stages are where to look for a plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -83,19 +83,24 @@ class Aggregation:
         for columns in used:
             for one, following in pairwise(columns):
                 program.at_most({following: 1.0}, {one: 1.0})
-        everything = {}
+        for devices, available in self._device_limits(used):
+            program.at_most(devices, available)
+        return used
+
+    def _device_limits(self, of_stages: list[list[int]]) -> Iterator[tuple[Linear, float]]:
+        """Yield devices of the stages, of each kind of node and of all, with how many there are."""
+        everything: Linear = {}
         for kind, available in self.n_devices.items():
             taken = {
                 column: float(c.degree)
-                for c, columns in zip(self.classes, used, strict=True)
+                for c, columns in zip(self.classes, of_stages, strict=True)
                 if c.node_kind == kind
                 for column in columns
             }
             everything.update(taken)
-            program.at_most(taken, float(available))
+            yield taken, float(available)
         if self.goal.max_devices is not None:
-            program.at_most(everything, float(self.goal.max_devices))
-        return used
+            yield everything, float(self.goal.max_devices)
 
     def _add_layers(self, program: Program, used: list[list[int]]) -> dict[str, list[Linear]]:
         """Add layers to classes, embedding and head; return the sums of every class by what they sum."""
@@ -250,20 +255,24 @@ class Aggregation:
         """Add the slowest stage's time; ``unit`` (C) is the least time of a layer on each class.
 
         The stages of a class take no longer together than as many times the slowest, which is the sum of
-        products of it with 0 or 1; none holds more layers than its whole number within ``limit``.
+        products of it with 0 or 1; none holds more layers than its whole number within ``limit``. What
+        limits the devices, times the slowest, limits the products (reformulation-linearization, Sherali and
+        Adams 1990): else a fraction of a stage could take as long as the slowest.
         """
         slowest = program.column(limit)
+        products: list[list[int]] = []
         for columns, total, least, layers in zip(used, sums, unit, self._layer_columns, strict=True):
-            parts: Linear = {}
-            for column in columns:
-                part = program.column()
+            parts = [program.column() for _ in columns]
+            products.append(parts)
+            for column, part in zip(columns, parts, strict=True):
                 program.at_most({part: 1.0}, {slowest: 1.0})
                 program.at_most({part: 1.0}, {column: limit})
-                parts[part] = 1.0
-            program.at_most(total, parts)
+            program.at_most(total, dict.fromkeys(parts, 1.0))
             if least > 0:
                 most = min(np.floor(limit / least * (1 + TOLERANCE_FRAC)), 1e6)
                 program.at_most(layers, dict.fromkeys(columns, float(most)))
+        for devices, available in self._device_limits(products):
+            program.at_most(devices, {slowest: available})
         return slowest
 
     def _limits(self, cutoff: float) -> dict[str, float]:

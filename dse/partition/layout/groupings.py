@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from dse.partition.branch import Limits
 from dse.partition.groups import group_sequences
+from dse.partition.lanes import LaneFactory
 from dse.partition.layout.aggregate import Aggregation
 from dse.partition.layout.classes import StageClasses, layer_classes
 from dse.partition.problem import Goal, PipelineProblem, Solution, Status
@@ -96,9 +97,7 @@ class GroupingSearch:
     def _pairs(self, value: float) -> tuple[list[tuple[float, int, Aggregation]], float]:
         """Return a heap of the pairs of micro-batches with their linear bounds."""
         heap: list[tuple[float, int, Aggregation]] = []
-        for p, d in itertools.product(
-            range(len(self.problem.prefill_micro_batches)), range(len(self.problem.decode_micro_batches))
-        ):
+        for p, d in LaneFactory(self.problem, self.goal).pairs():
             pair = Aggregation(self.problem, self.stages, self.layers, self.goal, p, d)
             bound = pair.solve(self._good_enough(value), integer=False).bound
             if bound < float("inf"):

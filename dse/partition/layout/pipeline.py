@@ -182,13 +182,12 @@ def _solved(
     problem = built.problem
     known = cutoff if cutoff < float("inf") else None
     n_pairs = len(problem.prefill_micro_batches) * len(problem.decode_micro_batches)
+    planner = Planner(problem, replace(goal, max_devices=None), limits)
     if not listed or len(problem.orders) * n_pairs > MAX_LANES:
         stages = stage_classes(cluster, built.groups)
-        return GroupingSearch(problem, cluster, stages, goal, limits).run(known)
-    planner = Planner(problem, replace(goal, max_devices=None), limits)
-    solution = planner.solve(goal.max_penalty, explain=False, cutoff=known)
-    if solution.arrangement is None:
-        return solution
+        solution = GroupingSearch(problem, cluster, stages, goal, limits).run(known)
+    else:
+        solution = planner.solve(goal.max_penalty, explain=False, cutoff=known)
     return with_ties_broken(planner, solution, goal.max_penalty)
 
 

@@ -120,12 +120,17 @@ def equilibrium(matrix: sparse.csr_matrix, fixed: NDArray[np.bool_]) -> tuple[Ar
     ``fixed`` columns keep their unit.
     """
     of_rows, of_columns = np.ones(matrix.shape[0]), np.ones(matrix.shape[1])
-    size = abs(matrix)
+    entries = matrix.tocoo()
+    rows, columns, size = entries.row, entries.col, np.abs(entries.data)
     for _ in range(N_SCALINGS):
-        current = sparse.diags(of_rows) @ size @ sparse.diags(of_columns)
-        highest = np.asarray(current.max(axis=1).todense()).reshape(-1)
-        of_rows /= np.sqrt(np.where(highest > 0, highest, 1.0))
-        current = sparse.diags(of_rows) @ size @ sparse.diags(of_columns)
-        highest = np.asarray(current.max(axis=0).todense()).reshape(-1)
-        of_columns /= np.where(fixed, 1.0, np.sqrt(np.where(highest > 0, highest, 1.0)))
+        of_rows /= _root_of_largest(size * of_rows[rows] * of_columns[columns], rows, of_rows)
+        roots = _root_of_largest(size * of_rows[rows] * of_columns[columns], columns, of_columns)
+        of_columns /= np.where(fixed, 1.0, roots)
     return of_rows, of_columns
+
+
+def _root_of_largest(values: Array, at: NDArray[np.int32], like: Array) -> Array:
+    """Return the square root of the largest value at each place; 1 where there is none."""
+    largest = np.zeros_like(like)
+    np.maximum.at(largest, at, values)
+    return np.sqrt(np.where(largest > 0, largest, 1.0))
