@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from dse.cli import options
 from dse.cli.groups import add_command
-from dse.cli.output import emit_json, note
+from dse.cli.output import emit_json
 from dse.cli.policy_options import PolicyOptions
+from dse.cli.quality_options import MeasureOptions, WeightOptions
 from dse.cli.quality_output import show_quality
 from dse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dse.plan import Plan
+    from dse.policy import RuntimePolicy
 
 
 def register(app: typer.Typer) -> None:
@@ -19,26 +26,10 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     formats: options.Formats,
+    weights: WeightOptions,
     runtime: PolicyOptions,
+    measure: MeasureOptions,
     model: str = options.MODEL,
-    quantizer: str = typer.Option("rtn", "--quantizer", help="rtn or gptq."),
-    fit: str = typer.Option(
-        "minmax", "--fit", help="Range fit: minmax, mse, percentile, act_clip, importance, salience."
-    ),
-    transform: str = typer.Option(
-        "none", "--transform", help="none, awq, smooth, rotate (offline) or quarot (with online rotations)."
-    ),
-    calibration_tokens: int = typer.Option(
-        8192, "--calibration-tokens", help="Tokens that quantizers and fits calibrate on."
-    ),
-    corpus: str | None = options.CORPUS,
-    tokens: int = options.TOKENS,
-    sequence_length: int = options.SEQUENCE,
-    bos: bool = options.BOS,
-    dtype: str = options.DTYPE,
-    block_by_block: bool | None = options.BLOCKS,
-    device: str | None = options.DEVICE,
-    seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
     """Measure perplexity, KL and agreement of the emulated quantized model beside full precision."""
@@ -46,48 +37,42 @@ def evaluate(
     from dse.graph.cache import load_graph
     from dse.graph.units import units_of
     from dse.plan import Assignment
-    from studies.catalogue import resolve_model
-    from studies.recipes import Recipe
-    from studies.schema import QualitySpec
-    from studies.weights import with_weights
 
-    parsed = None if formats.plan is None else options.read_plan(formats.plan)
-    uniform, policy = formats.uniform(), runtime.policy()
-    if parsed is not None and not parsed.runtime_policy.is_default:
-        if not policy.is_default:
-            raise ConfigError("the plan has a runtime policy of its own; leave those options out")
-        policy = parsed.runtime_policy
-    options.check_sizes(tokens=tokens, sequence_length=sequence_length)
-    quality = QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, bos=bos, dtype=dtype)
-    recipe = Recipe(
-        name="flags",
-        precision=uniform,
-        weights={"transform": transform, "quantizer": quantizer, "fit": fit},
-        policy=policy,
-        calibration_tokens=calibration_tokens,
-    )
+    plan = None if formats.plan is None else options.read_plan(formats.plan)
+    uniform, policy = formats.uniform(), _policy(plan, runtime)
+    recipe = weights.recipe(uniform, policy)
+    measure.check()
 
     from studies.quantizing import quantize, weight_recipe
 
-    weight_recipe(recipe, seed)
-    source = with_weights(resolve_model(model), note, block_by_block=block_by_block)
+    weight_recipe(recipe, measure.seed)  # refuses names before a model is fetched
+    source = measure.source(model)
     graph = load_graph(source)
-    units = units_of(graph, "block") if parsed is None else options.units_of_plan(parsed, graph)
-    names = tuple(unit.name for unit in units)
-    assignment = Assignment.uniform(names, uniform) if parsed is None else parsed.assignment
-
-    from studies.measuring import Bench
-
+    if plan is None:
+        units = units_of(graph, "block")
+        assignment = Assignment.uniform(tuple(unit.name for unit in units), uniform)
+    else:
+        units, assignment = options.units_of_plan(plan, graph), plan.assignment
     with ConsoleProgress() as progress:
-        bench = Bench.of(source, graph, units, quality, seed, device)
-        streamed = bench.exceeds_memory if block_by_block is None else block_by_block
-        result = quantize(bench, recipe, assignment, progress, block_by_block=streamed)
+        bench = measure.bench(source, graph, units)
+        result = quantize(bench, recipe, assignment, progress, block_by_block=measure.streams(bench))
     if as_json:
         document = {"model": model, **result.to_json(), "note": source.note}
         document.pop("recipe")
-        emit_json(
-            document
-            | {"quantizer": quantizer, "fit": fit, "transform": transform, "runtime": policy.to_json()}
-        )
+        emit_json(document | weights.to_json() | {"runtime": policy.to_json()})
         return
     show_quality(model, result, source.note)
+
+
+def _policy(plan: Plan | None, runtime: PolicyOptions) -> RuntimePolicy:
+    """Return the plan's policy where it has one, else that of the options.
+
+    Raises:
+        ConfigError: both say something.
+    """
+    policy = runtime.policy()
+    if plan is None or plan.runtime_policy.is_default:
+        return policy
+    if not policy.is_default:
+        raise ConfigError("the plan has a runtime policy of its own; leave those options out")
+    return plan.runtime_policy

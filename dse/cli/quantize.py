@@ -7,17 +7,20 @@ from pathlib import Path
 import typer
 
 from dse.cli import options
-from dse.cli.output import emit_json, note, table
+from dse.cli.groups import add_command
+from dse.cli.output import emit_json, table
+from dse.cli.quality_options import MeasureOptions
 from dse.cli.quality_output import show_quality
 from dse.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("quantize")(quantize)
+    add_command(app, "quantize", quantize)
 
 
 def quantize(
+    measure: MeasureOptions,
     model: str | None = typer.Argument(
         None, help="Local Hugging Face folder, .gguf file, hub id or demo model."
     ),
@@ -27,14 +30,6 @@ def quantize(
     output: Path | None = typer.Option(
         None, "--output", "-o", help="Folder for the quantized weights, expanded to the dtype (safetensors)."
     ),
-    corpus: str | None = options.CORPUS,
-    tokens: int = options.TOKENS,
-    sequence_length: int = options.SEQUENCE,
-    bos: bool = options.BOS,
-    dtype: str = options.DTYPE,
-    block_by_block: bool | None = options.BLOCKS,
-    device: str | None = options.DEVICE,
-    seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
     """Apply a recipe to a model and measure what it costs in quality."""
@@ -46,35 +41,30 @@ def quantize(
     if model is None:
         raise ConfigError("name a model as well", path="MODEL")
     chosen = load_recipe(recipe)
-    options.check_sizes(tokens=tokens, sequence_length=sequence_length)
+    measure.check()
 
     from dse.cli.progress import ConsoleProgress
     from dse.graph.cache import load_graph
-    from studies.catalogue import resolve_model
-    from studies.measuring import Bench
     from studies.quantizing import assignment_of, weight_recipe
     from studies.quantizing import quantize as run
-    from studies.schema import QualitySpec
-    from studies.weights import with_weights
 
-    weight_recipe(chosen, seed)
-    quality = QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, bos=bos, dtype=dtype)
-    source = with_weights(resolve_model(model), note, block_by_block=block_by_block)
+    weight_recipe(chosen, measure.seed)  # refuses names before a model is fetched
+    source = measure.source(model)
     graph = load_graph(source)
     assignment, units = assignment_of(chosen, graph)
     with ConsoleProgress() as progress:
-        bench = Bench.of(source, graph, units, quality, seed, device)
-        streamed = bench.exceeds_memory if block_by_block is None else block_by_block
+        bench = measure.bench(source, graph, units)
+        streamed = measure.streams(bench)
         result = run(bench, chosen, assignment, progress, output=output, block_by_block=streamed)
     if as_json:
         document = {"model": model, **result.to_json(), "assignment": assignment.to_json()}
         if output is not None:
-            document["output"] = {"folder": str(output), "weights": f"dequantized, {dtype}"}
+            document["output"] = {"folder": str(output), "weights": f"dequantized, {measure.dtype}"}
         emit_json(document | {"note": source.note})
         return
     show_quality(f"{model}, recipe {chosen.name}", result, source.note)
     if output is not None:
-        typer.echo(f"wrote {output}: dequantized weights ({dtype}) and quantization.json")
+        typer.echo(f"wrote {output}: dequantized weights ({measure.dtype}) and quantization.json")
 
 
 def _list_recipes(*, as_json: bool) -> None:

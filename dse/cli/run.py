@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from dse.cli.options import DEVICE, JSON
+from dse.cli import options
+from dse.cli.groups import add_command
 from dse.cli.output import emit_json, note, si, table
 from dse.errors import DseError
 
@@ -15,54 +17,57 @@ if TYPE_CHECKING:
     from studies.result import Point, StudyResult
     from studies.schema import Study
 
-OUT = typer.Option(None, "-o", "--out", help="Folder for the results; default runs/NAME.")
-RESUME = typer.Option(False, "--resume", help="Go on with an interrupted run of the same study.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Start anew where an unfinished run lies.")
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a study is run and its results lie."""
+
+    out: Path | None = typer.Option(None, "-o", "--out", help="Folder for the results; default runs/NAME.")
+    resume: bool = typer.Option(False, "--resume", help="Go on with an interrupted run of the same study.")
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew where an unfinished run lies.")
+    device: str | None = options.DEVICE
+    as_json: bool = options.JSON
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("run")(run)
+    add_command(app, "run", run)
 
 
 def run(
+    how: RunOptions,
     study: str = typer.Argument(..., help="A preset such as 'demo', or a YAML file of your own."),
-    out: Path | None = OUT,
-    resume: bool = RESUME,
-    overwrite: bool = OVERWRITE,
-    device: str | None = DEVICE,
-    as_json: bool = JSON,
 ) -> None:
     """Search precisions and partition, measure the finalists, write result.json and report.html."""
     from studies.schema import load_study
 
-    execute(load_study(study), out, resume=resume, overwrite=overwrite, device=device, as_json=as_json)
+    execute(load_study(study), how)
 
 
-def execute(
-    study: Study, out: Path | None, *, resume: bool, overwrite: bool, device: str | None, as_json: bool
-) -> None:
+def execute(study: Study, how: RunOptions) -> None:
     """Run a study, write its folder and show the front."""
     from dse.cli.progress import ConsoleProgress
     from studies.folder import RunFolder
 
-    folder = RunFolder.open(out or Path("runs") / study.name, study, resume=resume, overwrite=overwrite)
+    out = how.out or Path("runs") / study.name
+    folder = RunFolder.open(out, study, resume=how.resume, overwrite=how.overwrite)
+    report = folder.path / "report.html"
     with ConsoleProgress() as progress:
         from studies.runner import run_study
 
         try:
-            result = run_study(study, folder, progress, device)
+            result = run_study(study, folder, progress, how.device)
         except DseError:
             folder.abandon()
             raise
+        report.unlink(missing_ok=True)  # stopped from here on, no page of another result stays
         path = result.write(folder.path)
-        progress.step("writing the report")
+        progress.step(f"writing the report (as dse report {folder.path} does)")
         from reports.build import write_report
 
-        report = folder.path / "report.html"
         write_report(result, report)
         folder.finish()
-    if as_json:
+    if how.as_json:
         emit_json({"result": str(path), "report": str(report), "chosen": result.chosen})
         return
     show_front(result)

@@ -7,12 +7,13 @@ from pathlib import Path
 import typer
 
 from dse.cli import options
-from dse.cli.run import OUT, OVERWRITE, RESUME, execute
+from dse.cli.groups import add_command
+from dse.cli.run import RunOptions, execute
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("search")(search)
+    add_command(app, "search", search)
 
 
 def search(
@@ -28,11 +29,8 @@ def search(
     corpus: str | None = options.CORPUS,
     dtype: str = options.DTYPE,
     seed: int = options.SEED,
-    out: Path | None = OUT,
-    resume: bool = RESUME,
-    overwrite: bool = OVERWRITE,
-    device: str | None = options.DEVICE,
-    as_json: bool = options.JSON,
+    *,
+    how: RunOptions,
 ) -> None:
     """Search precisions and partition of a model on a cluster; the same as `dse run`, from flags."""
     from studies.schema import QualitySpec, SearchSpec, Study, load_workload
@@ -51,4 +49,4 @@ def search(
         quality=QualitySpec(corpus=corpus, tokens=tokens, sequence_length=sequence_length, dtype=dtype),
         search=SearchSpec(trials=trials),
     )
-    execute(study, out, resume=resume, overwrite=overwrite, device=device, as_json=as_json)
+    execute(study, how)
