@@ -61,14 +61,7 @@ def compute_paths(paths: Mapping[str, PathDocument], read: Reader) -> tuple[Comp
         if problem:
             raise ConfigError(problem, file=read.file, path=here)
         native = [name for name, path in paths.items() if path.support == "native"]
-        if entry.compute_as is not None and entry.compute_as not in native:
-            raise ConfigError(
-                f"'{entry.compute_as}' is not a native kind of this device",
-                file=read.file,
-                path=f"{here}.compute_as",
-                value=entry.compute_as,
-                allowed=native,
-            )
+        _check_native(entry.compute_as, native, read, here)
     return tuple(
         ComputePath(
             kind,
@@ -79,6 +72,18 @@ def compute_paths(paths: Mapping[str, PathDocument], read: Reader) -> tuple[Comp
         )
         for kind, entry in paths.items()
     )
+
+
+def _check_native(kind: str | None, native: list[str], read: Reader, path: str) -> None:
+    """Refuse to compute as a kind that the device does not compute itself."""
+    if kind is not None and kind not in native:
+        raise ConfigError(
+            f"'{kind}' is not a native kind of this device",
+            file=read.file,
+            path=f"{path}.compute_as",
+            value=kind,
+            allowed=native,
+        )
 
 
 def check_widths(bits: tuple[int, ...], reason: str, read: Reader) -> None:
@@ -108,14 +113,7 @@ def operand_pairs(
                 file=read.file,
                 path=path,
             )
-        if pair.compute_as is not None and pair.compute_as not in native:
-            raise ConfigError(
-                f"'{pair.compute_as}' is not a native kind of this device",
-                file=read.file,
-                path=f"{path}.compute_as",
-                value=pair.compute_as,
-                allowed=native,
-            )
+        _check_native(pair.compute_as, native, read, path)
     return tuple(
         OperandPair(pair.weights, pair.activations, pair.support, pair.compute_as, pair.reason)
         for pair in pairs

@@ -158,22 +158,10 @@ def parse_runtime(content: object, file: str) -> RuntimeProfile:
     for role in tied:
         if tied.count(role) > 1:
             raise ConfigError(f"'{role}' is tied twice", file=file, path="ties", value=role)
-    return RuntimeProfile(
-        name=document.name,
-        description=document.description,
-        ties=document.ties,
-        weight_formats=document.weight_formats,
-        activation_formats=document.activation_formats,
-        kv_formats=document.kv_formats,
-        kv_is_global=document.kv_is_global,
-        mixed_within_layer=document.mixed_within_layer,
-        fuses_ties=document.fuses_ties,
-        fuses_norm_and_add=document.fuses_norm_and_add,
-        step_overhead_s=Reader(file, {}).maybe(document.step_overhead, "step_overhead", "second", zero=True)
-        or 0.0,
-        source=document.source,
-        content_hash=_hash(content, file),
-    )
+    overhead_s = Reader(file, {}).maybe(document.step_overhead, "step_overhead", "second", zero=True) or 0.0
+    own = dict(document)
+    del own["step_overhead"]
+    return RuntimeProfile(**own, step_overhead_s=overhead_s, content_hash=_hash(content, file))
 
 
 def _hash(content: Any, file: str) -> str:

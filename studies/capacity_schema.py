@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,6 @@ class CapacityStudy:
     batch_tokens: int = 2048
     ask: tuple[str, ...] = ()
     seed: int = 0
-    file_hash: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the inputs in words; lengths are in the load's summary."""
@@ -258,29 +257,13 @@ def parse_capacity_study(content: object, file: str, folder: Path) -> CapacitySt
         trace,
         given.source,
     )
-    return CapacityStudy(
-        name=document.name,
-        model=document.model,
-        catalogue=_relative(document.catalogue, folder),
-        load=load,
-        description=document.description,
-        runtime=document.runtime,
-        precisions=document.precisions,
-        mixed=tuple(Mixed(entry.low, entry.high, entry.budget_frac) for entry in document.mixed),
-        granularity=document.granularity,
-        objective=document.objective,
-        max_usd_per_h=document.max_usd_per_h,
-        max_perplexity_frac=document.max_perplexity_frac,
-        sensitivity=None if document.sensitivity is None else str(folder / document.sensitivity),
-        spot=document.spot,
-        separate_pools=document.separate_pools,
-        spanning=document.spanning,
-        growth_per_year_frac=document.growth_per_year_frac,
-        max_sequences=document.max_sequences,
-        batch_tokens=document.batch_tokens,
-        ask=document.ask,
-        seed=document.seed,
-    )
+    read = {
+        "load": load,
+        "catalogue": _relative(document.catalogue, folder),
+        "mixed": tuple(Mixed(entry.low, entry.high, entry.budget_frac) for entry in document.mixed),
+        "sensitivity": None if document.sensitivity is None else str(folder / document.sensitivity),
+    }
+    return CapacityStudy(**(dict(document) | read))
 
 
 def _relative(name: str, folder: Path) -> str:

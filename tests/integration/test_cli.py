@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dse.cli.main import main
+from tests.command_line import Outcome, Run
 from tests.tiny_gguf import write_tiny_gguf
 from tests.tiny_llama import write_tiny_llama
-
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +23,6 @@ def corpus(model: Path) -> Path:
     path = model.parent / "corpus.txt"
     path.write_text("".join(f"Sentence {i} says that {i} squared is {i * i}.\n" for i in range(300)))
     return path
-
-
-@pytest.fixture
-def dse(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Run:
-    """Run the program in this process and return (exit code, stdout, stderr)."""
-    monkeypatch.setenv("DSE_CACHE", str(tmp_path_factory.getbasetemp() / "cli-cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def run(*words: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["dse", *(str(word) for word in words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def document(outcome: Outcome) -> dict[str, Any]:

@@ -5,38 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from dse.cli.main import main
+from tests.command_line import Outcome, Run
 
 BASE = ("plan", "llama-3.1-8b", "--workload", "chat", "--precisions", "bf16,int4_g64_asym")
 QUICK = ("--time-limit", "2")
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def dse(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Run:
-    """Run the program in this process and return (exit code, stdout, stderr)."""
-    monkeypatch.setenv("DSE_CACHE", str(tmp_path_factory.getbasetemp() / "layout-cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def dse(dse: Run) -> Run:
+    """Plan the same model with some more words."""
 
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dse", *BASE, *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+    def run(*words: object) -> Outcome:
+        return dse(*BASE, *words)
 
     return run
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dse.cli.main import main
 from dse.graph.cache import load_graph
 from dse.graph.units import units_of
 from studies.catalogue import resolve_model
+from tests.command_line import Run
 
 PRECISION = {3: "int3_row", 4: "int4_row", 8: "int8_row", 16: "fp16"}
 DEVICE = {"T4": "nvidia_t4", "V100": "nvidia_v100_sxm2_32gb"}
@@ -61,27 +60,16 @@ def write_plan(path: Path, order: list[str], counts: list[list[int]], bits: list
     return path
 
 
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object
-) -> tuple[int, Any]:
-    monkeypatch.setattr(sys, "argv", ["dse", *map(str, words), "--json"])
-    code = 0
-    try:
-        main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 0
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out) if code == 0 else captured.err
+def priced(dse: Run, *words: object) -> dict[str, Any]:
+    """The document of a plan that can be priced."""
+    code, out, err = dse(*words, "--json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
 
 
 @pytest.mark.parametrize("name", ["LLM-PQ", "PipeEdge", "Uniform4"])
-def test_recorded_plans(
-    name: str,
-    shared_data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_recorded_plans(name: str, shared_data: Path, tmp_path: Path, dse: Run) -> None:
     data = json.loads((shared_data / "planning" / "llmpq_cluster3.json").read_text())
     micro, bits = data["prefill_micro_batch"], data["bits"]
     rows = [
@@ -96,8 +84,7 @@ def test_recorded_plans(
     times = write_times(tmp_path / "times.csv", rows)
     sizes = ("--batch", 32, "--prompt", 512, "--output", 100)
     words = ("cost", "opt-30b", "--cluster", "llmpq_cluster3", "--plan", plan, *sizes)
-    code, found = run(capsys, monkeypatch, *words, "--layer-times", times)
-    assert code == 0, found
+    found = priced(dse, *words, "--layer-times", times)
     assert found["provenance"] == "measured"
     layer_s = {
         (gpu, phase): np.array(table[phase])
@@ -116,12 +103,7 @@ def test_recorded_plans(
     assert found["total_interval_s"][0] <= found["total_s"] <= found["total_interval_s"][1]
 
 
-def test_measured_tables_and_the_regression(
-    shared_data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_measured_tables_and_the_regression(shared_data: Path, tmp_path: Path, dse: Run) -> None:
     """The measured tables hold one length only: as they are they price it, a regression is refused."""
     times = shared_data / "planning" / "opt30b_layer_times.json"
     recorded_s = json.loads(times.read_text())["optimum_ms"]["V100_first"]["eta2"][1] / 1e3
@@ -132,16 +114,15 @@ def test_measured_tables_and_the_regression(
     plan.write_text(json.dumps(document))
     sizes = ("--batch", 32, "--prompt", 512, "--output", 100)
     words = ("cost", "opt-30b", "--cluster", "llmpq_cluster3", "--plan", plan, *sizes, "--layer-times", times)
-    code, found = run(capsys, monkeypatch, *words, "--layer-time-tokens", 512)
-    assert code == 0, found
+    found = priced(dse, *words, "--layer-time-tokens", 512)
     assert found["stage_prefill_s"][1] == pytest.approx(10 * 40.5836165e-3)
     assert found["stage_decode_s"][1] == pytest.approx(10 * 7.886072993e-3)
     assert found["total_s"] == pytest.approx(recorded_s, rel=0.03)
-    code, error = run(capsys, monkeypatch, *words, "--layer-time-model", "regression")
+    code, _, error = dse(*words, "--layer-time-model", "regression", "--json")
     assert code == 2
     assert "regression needs 5 different workloads" in error
-    code, error = run(capsys, monkeypatch, *words)
+    code, _, error = dse(*words, "--json")
     assert code == 2
     assert "no measurements around" in error
-    code, error = run(capsys, monkeypatch, *words, "--layer-time-model", "regresion")
+    code, _, error = dse(*words, "--json", "--layer-time-model", "regresion")
     assert "did you mean 'regression'" in error
