@@ -77,6 +77,27 @@ def compare(logits: Tensor, ids: Tensor, reference: ReferenceScores) -> TokenSco
     return TokenScores(kl, torch.cat(agrees), _nll(torch.cat(log_next), ids))
 
 
+def kl_of_changes(probabilities: Tensor, changes: Tensor) -> Tensor:
+    """Return KL(p || q) (n,) float64 in nats, where q is p with its logits changed.
+
+    KL = log sum_v p_v exp(d_v - m) with m = sum_v p_v d_v, for q_v ~ p_v exp(d_v). No logarithms of p and q
+    are subtracted, so that small divergences keep their digits.
+
+    Args:
+        probabilities: p (n, V) float32; changes: d (n, V), of any size and up to a constant for each row.
+    """
+    n_rows = max(1, CHUNK_ELEMENTS // changes.shape[1])
+    found = []
+    for p, part in zip(probabilities.split(n_rows), changes.split(n_rows), strict=True):
+        d = part.float()
+        d -= torch.linalg.vecdot(p, d)[:, None]
+        kl = torch.log1p(torch.linalg.vecdot(p, d.expm1()).double())
+        for row in (~kl.isfinite()).nonzero()[:, 0].tolist():  # exp left the range of float32
+            kl[row] = torch.logsumexp(p[row].double().log() + d[row].double(), -1)
+        found.append(kl)
+    return torch.cat(found)
+
+
 def _log_softmax(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield (rows, their float32 log-softmax (rows, V), scratch of that shape) over all positions.
 

@@ -29,25 +29,19 @@ from itertools import combinations
 from random import Random
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from dse.emulate.candidates import weights_by_sequence
 from dse.evaluate.quality import QualityEvaluator
-from dse.evaluate.quality_scores import ReferenceScores, compare, reference_scores
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import Precision
 from dse.graph.units import Unit
+from dse.sensitivity.token_kl import TokenKL, Values
 
-VERSION = 1
+VERSION = 2
 WINDOW = 256
 BLOCK = 32
 N_PILOTS = 6
 PILOT = "int4_g64"
 HOPELESS_NATS = 0.5  # no plan takes such a cell, so one window will do
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,21 +53,13 @@ class SampledCell:
     n_tokens: int
 
 
-@dataclass(frozen=True)
-class _Sequence:
-    """One sequence: ids (1, length), scores and block outputs of the full-precision model."""
-
-    ids: Tensor
-    scores: ReferenceScores
-    outputs: list[Tensor]
-
-
 class SampledKL:
     """Measures the cells of one evaluator."""
 
     def __init__(self, evaluator: QualityEvaluator, relative_error: float) -> None:
         """Prepare; nothing runs yet. ``relative_error``: wanted standard error over mean."""
         self._evaluator = evaluator
+        self._tokens = TokenKL(evaluator)
         self._model = evaluator.model
         self._target = relative_error
         self._length = evaluator.sample.sequence_length
@@ -98,7 +84,7 @@ class SampledKL:
             if not active:
                 break
             row = self._order[n_windows - 1]
-            values = self._divergences(unit, [precisions[i] for i in active], row, self._window)
+            values = self._tokens.beginning(unit, [precisions[i] for i in active], row, self._window)
             for index, kl in zip(active, values, strict=True):
                 seen[index].append(kl)
                 cell = self._estimate(np.stack(seen[index]))
@@ -106,7 +92,7 @@ class SampledKL:
                     found[index] = cell
         rest = [index for index in seen if index not in found]
         if rest:
-            exact = self._on_all([precisions[index] for index in rest], unit)
+            [exact] = self._tokens.everywhere([(unit, [precisions[index] for index in rest])])
             for index, kl in zip(rest, exact, strict=True):
                 found[index] = SampledCell(max(0.0, float(kl.mean())), 0.0, kl.size)
         return [found[index] for index in range(len(precisions))]
@@ -171,7 +157,9 @@ class SampledKL:
     def _pilots(self) -> Values:
         """(N_PILOTS, n_sequences, length), each of mean 1."""
         precision = parse_precision(PILOT)
-        pilots = np.stack([self._on_all([precision], unit)[0] for unit in self._pilot_units])
+        pilots = np.stack(
+            [kl for [kl] in self._tokens.everywhere([(unit, [precision]) for unit in self._pilot_units])]
+        )
         scaled: Values = pilots / pilots.mean((1, 2), keepdims=True)
         return scaled
 
@@ -180,47 +168,6 @@ class SampledKL:
         units = [unit for unit in self._model.units if unit.ops]
         chosen = Random(0).sample(range(len(units)), min(N_PILOTS, len(units)))
         return [units[index] for index in sorted(chosen)]
-
-    def _on_all(self, precisions: list[Precision], unit: Unit) -> list[Values]:
-        """Return the divergences (n_sequences, length) of each precision on the whole text."""
-        rows = range(len(self._evaluator.sample.ids))
-        parts = [self._divergences(unit, precisions, row, self._length) for row in rows]
-        return [np.stack([part[index] for part in parts]) for index in range(len(precisions))]
-
-    def _divergences(self, unit: Unit, precisions: list[Precision], row: int, length: int) -> list[Values]:
-        """Return the KL (length,) of each precision over the beginning of a sequence."""
-        sequence = self._sequences[row]
-        ids, scores = sequence.ids[:, :length], _beginning(sequence.scores, length)
-        outputs = [output[:, :length] for output in sequence.outputs[: unit.layer]]
-        together = all(
-            p.activations.is_float and p.kv.is_float and not p.weights.is_float for p in precisions
-        )
-        if not together:
-            return [self._alone(unit, precision, ids, scores, outputs) for precision in precisions]
-        paths = [self._model.path(unit.layer, op) for op in unit.ops]
-        batch = len(precisions)
-        shared = [output.expand(batch, -1, -1) for output in outputs]
-        formats = [precision.weights for precision in precisions]
-        with weights_by_sequence(self._model, paths, formats), self._model.replayed(shared):
-            logits = self._model.logits(ids.expand(batch, -1))
-            return [_kl(part, ids, scores) for part in logits.split(1)]
-
-    def _alone(
-        self, unit: Unit, precision: Precision, ids: Tensor, scores: ReferenceScores, outputs: list[Tensor]
-    ) -> Values:
-        formats = self._model.expand([(unit, precision)])
-        with self._model.applied(formats), self._model.replayed(outputs):
-            return _kl(self._model.logits(ids), ids, scores)
-
-    @cached_property
-    def _sequences(self) -> list[_Sequence]:
-        found = []
-        for ids in self._model.tokens(self._evaluator.sample).split(1):
-            with torch.inference_mode(), self._model.recorded() as outputs:
-                logits = self._model.logits(ids)
-            scores = reference_scores(logits, ids, torch.float32)
-            found.append(_Sequence(ids, scores, [_hidden(output) for output in outputs]))
-        return found
 
 
 def ratio_estimate(values: Values, profile: Values) -> tuple[float, float]:
@@ -237,24 +184,3 @@ def ratio_estimate(values: Values, profile: Values) -> tuple[float, float]:
         for part in np.array_split(row, max(1, row.size // BLOCK))
     ]
     return ratio, float(np.std(blocks, ddof=1)) / math.sqrt(len(blocks)) / scale
-
-
-def _beginning(scores: ReferenceScores, length: int) -> ReferenceScores:
-    return ReferenceScores(
-        scores.probabilities[:length],
-        scores.self_term[:length],
-        scores.top1[:length],
-        scores.nll[:, : length - 1],
-    )
-
-
-def _kl(logits: Tensor, ids: Tensor, scores: ReferenceScores) -> Values:
-    kl: Values = compare(logits, ids, scores).kl.cpu().numpy()
-    return kl
-
-
-def _hidden(output: object) -> Tensor:
-    """Return the hidden states that a block gives; older architectures wrap them in a tuple."""
-    hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, Tensor)
-    return hidden
