@@ -2,8 +2,8 @@
 
 A linear is affine, so W x + b = y0 + W (x - x0) for the input x0 and the output y0 of the unchanged model. y0
 is float32, and W (x - x0) is a product in bfloat16: its rounding, 2^-9 of each factor, is relative to the
-*change*. Rounding x itself would add noise as large as what a weight of 5 or 6 bits does; here the effect of any
-precision is off by the same few thousandths. All else (norms, attention, activations) is as it was, in float32.
+change. Rounding x itself would add noise as large as what weights of 5 or 6 bits do; here the effect of any
+precision is off by the same few thousandths. All else (norms, attention, activations) stays in float32.
 
 For linears that read whole sequences (batch, length, channels); others compute as they are.
 """

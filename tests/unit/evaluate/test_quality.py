@@ -15,6 +15,7 @@ import torch
 from dse.emulate.corpus import TokenSample
 from dse.emulate.model import EmulatedModel
 from dse.evaluate.quality import Quality, QualityEvaluator
+from dse.evaluate.quality_scores import kl_of_changes
 from dse.formats.grammar import parse_precision
 from dse.graph.units import units_of
 from dse.plan import Assignment
@@ -197,3 +198,17 @@ print(json.dumps(quality.to_json()))
     assert Quality(**json.loads(done.stdout)) == QualityEvaluator(model, sample).evaluate(
         uniform("int4_g32/int8_token/int8_head")
     )
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 30.0, 300.0])
+def test_kl_of_changes(size: float) -> None:
+    """Oracle: sum of p (log p - log q) in float64. Small changes keep their digits, huge ones stay finite."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((50, 3000), generator=generator, dtype=torch.float64) * 3
+    changes = (torch.randn((50, 3000), generator=generator, dtype=torch.float64) * size).float()
+    log_p = torch.log_softmax(logits, -1)
+    log_q = torch.log_softmax(log_p + changes.double(), -1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    p = log_p.exp().float()
+    torch.testing.assert_close(kl_of_changes(p, changes), expected, rtol=2e-3, atol=0)
+    torch.testing.assert_close(kl_of_changes(p, changes + size), expected, rtol=1e-2, atol=0)
