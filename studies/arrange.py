@@ -131,6 +131,13 @@ class Arranger:
             return best
         return replace(best, bound_of_every_order=min(known))
 
+    def bound_s(self, max_penalty: float) -> float | None:
+        """Return the seconds of the batch that no plan within a penalty bound is below, None if unknown."""
+        limits = Limits(n_relaxations=MAX_RELAXATIONS, gap_frac=PLAN_GAP_FRAC)
+        solved = [Planner(p.problem, Goal(), limits).solve(max_penalty) for p in self.problems(False)]
+        bounds = [solution.bound for solution in solved if solution.bound is not None]
+        return min(bounds, default=None)
+
     def exact_front(self, progress: Any = None) -> list[Candidate]:
         """Return the proven front of seconds against predicted quality.
 

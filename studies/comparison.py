@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from dse.evaluate.effective_bits import effective_bits
 from dse.partition.baselines import Baseline, mixed_baselines, one_precision_baselines
 from dse.partition.bitwidth_transfer import LayerPrecisions
 from dse.partition.from_table import TableProblem
-from dse.partition.objective import objective_s, penalty_of, violations
+from dse.partition.objective import REL_TOL, objective_s, penalty_of, violations
 from dse.partition.pareto import Axis, FrontPoint, objective_front
 from dse.partition.problem import Goal, PipelineProblem
 from dse.plan import Plan
 from studies.arrange import Arranger
 from studies.planning import Planned, Setting
+from studies.result import Point
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class BaselineRow:
         over_ours_frac: by how much the value is above that of our plan, of ours.
         breaks: the goal's bounds that its plan does not keep.
         stages: (device, first layer, last layer + 1).
+        precision: of all layers, for planners that know only one.
     """
 
     name: str
@@ -37,13 +39,11 @@ class BaselineRow:
     breaks: tuple[str, ...]
     over_ours_frac: float | None = None
     stages: tuple[tuple[str, int, int], ...] = ()
+    precision: str = ""
 
 
 def baselines(planned: Planned) -> list[BaselineRow]:
-    """Return the published planners on the tables that the plan was made from.
-
-    "uniform" and PipeEdge take the first uniform precision of the study.
-    """
+    """Return the published planners on the tables that the plan was made from."""
     own = planned.candidate.solution.value
     return baseline_rows(planned.setting.arranger, planned.goal, planned.candidate.plan, own)
 
@@ -52,20 +52,52 @@ def baseline_rows(arranger: Arranger, goal: Goal, plan: Plan, own: float | None)
     """Return the published planners beside a plan whose value by the goal is ``own``."""
     with_energy = "energy" in goal.quantities
     rows: list[BaselineRow] = []
-    if arranger.uniform_names:
-        one = arranger.of_one_precision(arranger.uniform_names[0], with_energy)
-        rows += _rows(
-            one.problem,
-            goal,
-            one_precision_baselines(one.problem, np.zeros(len(one.units), dtype=np.int64)),
-            own,
-        )
-    else:
+    name = _comparable_uniform(arranger, goal.max_penalty)
+    if name is None:
         absent = f"no device runs {arranger.study.uniform[0]}" if arranger.study.uniform else "none is named"
-        rows += [BaselineRow(name, None, None, absent, ()) for name in ("uniform", "PipeEdge")]
+        rows += [BaselineRow(planner, None, None, absent, ()) for planner in ("uniform", "PipeEdge")]
+    else:
+        one = arranger.of_one_precision(name, with_energy)
+        found = one_precision_baselines(one.problem, np.zeros(len(one.units), dtype=np.int64))
+        unable = [
+            d for d, able in zip(one.problem.devices, one.problem.allowed, strict=True) if not able.any()
+        ]
+        if unable:
+            found[0] = replace(found[0], reason=f"{', '.join(unable)} cannot run it")
+        rows += [replace(row, precision=name) for row in _rows(one.problem, goal, found, own)]
     whole = arranger.whole_layers(plan, with_energy)
     found = mixed_baselines(whole.problem, goal, layer_precisions(whole))
     return rows + _rows(whole.problem, goal, found, own)
+
+
+def _comparable_uniform(arranger: Arranger, max_penalty: float | None) -> str | None:
+    """Return the study's uniform precision of the largest penalty within the bound, of the least above it."""
+
+    def rank(name: str) -> tuple[bool, float]:
+        index = arranger.precision_index[name]
+        penalty = arranger.additive_penalty((index,) * len(arranger.prepared.units))
+        within = max_penalty is None or penalty <= max_penalty * (1 + REL_TOL)
+        return (not within, -penalty if within else penalty)
+
+    return min(arranger.uniform_names, key=rank, default=None)
+
+
+def planners_beside(arranger: Arranger, point: Point) -> dict[str, Any]:
+    """Return the published planners beside a study's plan: seconds of the batch, within its predicted loss.
+
+    Returns:
+        ``plan``, its ``value_s`` and ``max_penalty``, ``bound_s`` that no plan of that loss is below (None if
+        unknown), and ``rows``.
+    """
+    penalty, own = point.predicted.kl_nats, point.predicted.total_s
+    rows = baseline_rows(arranger, Goal(max_penalty=penalty), Plan.from_json(point.plan), own)
+    return {
+        "plan": point.name,
+        "value_s": own,
+        "max_penalty": penalty,
+        "bound_s": arranger.bound_s(penalty),
+        "rows": [asdict(row) for row in rows],
+    }
 
 
 def layer_precisions(found: TableProblem) -> LayerPrecisions:

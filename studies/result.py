@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ class StudyResult:
         dropped: choices that a device or the runtime rules out, [{device, precision, reason}].
         provenance: versions, hashes of specs, corpus and checkpoint, seed; no times.
         times: seconds per step and when it ran: the only part that differs between equal runs.
+        planners: the published planners beside the chosen plan, see ``studies.comparison.planners_beside``;
+            empty in results that were made before there were any.
     """
 
     study: dict[str, Any]
@@ -131,6 +133,7 @@ class StudyResult:
     dropped: list[dict[str, str]]
     provenance: dict[str, Any]
     times: dict[str, Any]
+    planners: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text of ``result.json``."""
@@ -152,6 +155,7 @@ class StudyResult:
         version = document.pop("schema_version", None) if isinstance(document, dict) else None
         if version != SCHEMA_VERSION:
             raise ConfigError(f"schema_version must be {SCHEMA_VERSION}, but got {version!r}", file=file)
+        document.setdefault("planners", {})
         missing = sorted(set(cls.__dataclass_fields__) - document.keys())
         if missing:
             raise ConfigError(f"lacks {', '.join(missing)}", file=file)

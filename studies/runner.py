@@ -17,6 +17,7 @@ from dse.sensitivity.noise import noise_table
 from dse.sensitivity.table import SensitivityTable
 from studies.arrange import Arranger, Candidate
 from studies.choose import compare_with_uniform, non_dominated_points, recommend, spread
+from studies.comparison import planners_beside
 from studies.describe import (
     describe_devices,
     describe_model,
@@ -96,9 +97,7 @@ def run_study(
         points = _measure(judge, finalists, progress)
         progress.step("measuring uniform plans")
         baselines = _measure(judge, uniform, progress)
-    return _result(
-        study, prepared, tables, points, baselines, reference, outcome, judge, clock.seconds, began
-    )
+    return _result(arranger, tables, points, baselines, reference, outcome, judge, clock, began)
 
 
 def check_fits(study: Study, prepared: Prepared) -> None:
@@ -259,20 +258,22 @@ def _measure(
 
 
 def _result(
-    study: Study,
-    prepared: Prepared,
+    arranger: Arranger,
     tables: list[SensitivityTable],
     points: list[Point],
     baselines: list[Point],
     reference: Quality,
     outcome: SearchOutcome,
     judge: QualityEvaluator,
-    seconds: dict[str, float],
+    clock: _Clock,
     began: float,
 ) -> StudyResult:
+    study, prepared = arranger.study, arranger.prepared
     front = non_dominated_points([point for point in points if not point.predicted.missing_bytes])
     box = float(np.prod(outcome.reference))  # progress on the scale of ``volumes``
     best, reason = recommend(front, reference.perplexity, study.quality.tolerance_frac)
+    with clock.step("published_planners"):
+        planners = planners_beside(arranger, best)
     return StudyResult(
         study={**study.to_json(), "hash": study.hash},
         model=describe_model(prepared, study),
@@ -301,5 +302,10 @@ def _result(
         timeline=timeline(best, prepared, study),
         dropped=list(prepared.dropped),
         provenance=provenance(study, prepared, judge),
-        times={"started_unix_s": round(began), **seconds, "total_s": round(sum(seconds.values()), 3)},
+        times={
+            "started_unix_s": round(began),
+            **clock.seconds,
+            "total_s": round(sum(clock.seconds.values()), 3),
+        },
+        planners=planners,
     )

@@ -129,7 +129,26 @@ def make_result(
             },
         },
         times={"started": "2026-01-01T00:00:00Z", "trace_s": 2.13, "search_s": 41.8, "measure_s": 96.4},
+        planners=_planners(chosen) if chosen else {},
     )
+
+
+def _planners(chosen: Point) -> dict[str, Any]:
+    """One planner that is feasible, one that breaks a bound, one without a plan."""
+    own = chosen.predicted.total_s
+    rows = [
+        {"name": "PipeEdge", "value": 1.5 * own, "penalty": 0.1, "breaks": [], "precision": "int4/bf16/bf16"},
+        {"name": "AdaBits", "value": 2 * own, "penalty": 0.2, "breaks": ["penalty 0.2 is above 0.15"]},
+        {"name": "uniform", "reason": "toy_npu/0 cannot run it"},
+    ]
+    empty: dict[str, Any] = {"value": None, "penalty": None, "reason": "", "breaks": [], "precision": ""}
+    return {
+        "plan": chosen.name,
+        "value_s": own,
+        "max_penalty": 0.15,
+        "bound_s": 0.98 * own,
+        "rows": [{**empty, "over_ours_frac": None, "stages": [["toy_npu/0", 0, 4]], **row} for row in rows],
+    }
 
 
 def _importance(layer: int, n_layers: int, rng: random.Random) -> float:

@@ -67,12 +67,13 @@ def show_baselines(rows: list[BaselineRow], planned: Planned) -> None:
     own = planned.candidate.solution
     lines = [("this plan", f"{own.value:.4f}", "", f"{own.penalty:.4g}", "")]
     for row in rows:
+        name = f"{row.name}, {row.precision}" if row.precision else row.name
         if row.value is None or row.over_ours_frac is None or row.penalty is None:
-            lines.append((row.name, "no plan", "", "", row.reason))
+            lines.append((name, "no plan", "", "", row.reason))
             continue
         breaks = "; ".join(row.breaks)
         worse = f"{row.over_ours_frac:+.1%}"
-        lines.append((row.name, f"{row.value:.4f}", worse, f"{row.penalty:.4g}", breaks))
+        lines.append((name, f"{row.value:.4f}", worse, f"{row.penalty:.4g}", breaks))
     table(
         "Published planners on the same tables",
         ("planner", "value", "against this plan", "penalty", "breaks"),

@@ -109,6 +109,20 @@ def test_result_is_consistent(finished: Path) -> None:
     assert {"kl", "variance", "variance_stochastic"} == {t["metric"] for t in result["sensitivity"]["tables"]}
 
 
+def test_published_planners_stand_beside_the_recommended_plan(finished: Path) -> None:
+    """None that keeps the plan's predicted loss is faster than the proven bound."""
+    result = result_of(finished)
+    found = result["planners"]
+    chosen = next(point for point in result["front"] if point["name"] == result["chosen"])
+    assert found["value_s"] == chosen["predicted"]["total_s"]
+    assert found["bound_s"] <= found["value_s"] * (1 + 1e-9)
+    assert len({row["name"] for row in found["rows"]}) == 5
+    for row in found["rows"]:
+        assert (row["value"] is None) == bool(row["reason"])
+        if row["value"] is not None and not row["breaks"]:
+            assert row["value"] >= found["bound_s"] * (1 - 1e-9)
+
+
 def test_report_is_rebuilt_byte_for_byte(finished: Path, folder: Path) -> None:
     again = folder / "again.html"
     done = dse("report", str(finished / "result.json"), "-o", str(again), cache=folder / "cache")

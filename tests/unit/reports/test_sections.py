@@ -18,6 +18,7 @@ from reports.sections import (
     hardware,
     memory,
     pareto,
+    planners,
     progress,
     provenance,
     roofline,
@@ -40,6 +41,7 @@ EXPECTED_ORDER = [
     "timeline",
     "fidelity",
     "uniform",
+    "planners",
     "search",
     "dropped",
     "hardware",
@@ -441,3 +443,21 @@ def test_elided(text: str, short: str) -> None:
 
 def test_plotly_text_is_literal() -> None:
     assert plotly_text("<b>&") == "&lt;b&gt;&amp;"
+
+
+def test_published_planners_stand_beside_the_plan(result: StudyResult) -> None:
+    """Half as long again is +50 %; a broken bound and a missing plan say why."""
+    facts = planners.info(result)
+    assert facts is not None
+    assert [line.feasible for line in facts.lines] == [True, False, False]
+    note, table = planners.render(result)
+    assert isinstance(note, Note)
+    assert "2.04" in note.text  # 1 / 0.98
+    assert isinstance(table, Table)
+    texts = [[cell.text for cell in row.cells] for row in table.rows]
+    assert result.chosen in texts[0][0]
+    assert texts[1][0] == "PipeEdge, int4"
+    assert texts[1][2].startswith("+50.0")
+    assert texts[2][-1] == "penalty 0.2 is above 0.15"
+    assert texts[3][1:] == ["no plan", "", "", "", "toy_npu/0 cannot run it"]
+    assert planners.info(replace(result, planners={})) is None
