@@ -9,11 +9,13 @@ from typing import Any
 from dse.errors import NoFeasiblePlan
 from dse.evaluate.plan_cost import PlanCost, predict
 from dse.partition.branch import Limits
+from dse.partition.layout.deployment import Deployment, Replica
 from dse.partition.layout.inputs import ModelInputs
+from dse.partition.layout.ledger import Ledger
 from dse.partition.layout.pipeline import LayoutOptions, degrees_of
-from dse.partition.layout.replicas import Deployment, Replica, best_deployment
-from dse.partition.objective import quantity
-from dse.partition.problem import Goal
+from dse.partition.layout.replicas import best_deployment
+from dse.partition.objective import stage_use
+from dse.partition.problem import Goal, Objective
 from dse.plan import Plan
 from dse.sensitivity.table import SensitivityTable
 from studies.arrange import Arranger
@@ -132,57 +134,81 @@ def _planned(
 
 
 def _predicted(replicas: Sequence[PlannedReplica], study: Study, prepared: Prepared) -> dict[str, Any]:
-    """Return what a layout does: latencies of the slowest replica, throughputs added, means by requests."""
+    """Return what a layout does: latencies of the slowest replica, throughputs added, means by requests.
+
+    Energy and cost count a replica's devices while they work on a batch; ``steady_usd_per_mtok`` is the rent
+    of all of them at the throughput of the slower pool.
+    """
     latency, rates = _latencies(replicas), _rates(replicas, study)
     devices = [device for r in replicas for stage in r.plan.stages for device in stage.devices]
     prices = [prepared.cluster.spec_of(device).price_usd_per_h for device in devices]
     known = [price for price in prices if price is not None]
     usd_per_h = sum(known) if len(known) == len(prices) else None
     steady = min(rates.values())
+    total_s = latency["ttft_s"] + (study.workload.output_tokens - 1) * latency["tpot_s"]
+    costs = [r.cost for r in replicas if r.cost is not None]
+    if len(costs) == len(replicas):
+        total_s = max(cost.total_s for cost in costs)
     predicted: dict[str, Any] = {
         **latency,
+        "total_s": total_s,
+        "throughput_tokens_per_s": study.workload.batch * study.workload.output_tokens / total_s,
         "steady_tokens_per_s": steady,
         "devices": len(devices),
         "usd_per_h": usd_per_h,
-        "energy_j_per_token": None,
-        "cost_usd_per_mtok": None if usd_per_h is None else usd_per_h / 3600 / steady * 1e6,
-        "memory_bytes": {},
+        "energy_j_per_token": _mean(replicas, study, "energy"),
+        "cost_usd_per_mtok": None if usd_per_h is None else _mean(replicas, study, "cost"),
+        "steady_usd_per_mtok": None if usd_per_h is None else usd_per_h / 3600 / steady * 1e6,
+        "memory_bytes": {device: size for r in replicas for device, size in _memory_bytes(r).items()},
     }
-    costs = [(r.replica.batch, r.cost) for r in replicas if r.cost is not None]
     if len(costs) == len(replicas):
-        batch = study.workload.batch
-        total_s = max(cost.total_s for _, cost in costs)
-        usd = [cost.cost_usd_per_mtok for _, cost in costs]
-        predicted["total_s"] = total_s
-        predicted["throughput_tokens_per_s"] = batch * study.workload.output_tokens / total_s
-        predicted["energy_j_per_token"] = sum(b * cost.energy_j_per_token for b, cost in costs) / batch
-        predicted["cost_usd_per_mtok"] = (
-            sum(b * price for (b, _), price in zip(costs, usd, strict=True) if price is not None) / batch
-            if None not in usd
-            else None
-        )
-        predicted["memory_bytes"] = {
-            device: use.total - use.reserve for _, cost in costs for device, use in cost.memory_bytes.items()
-        }
-        predicted["provenance"] = costs[0][1].provenance
-    else:
-        predicted["total_s"] = latency["ttft_s"] + (study.workload.output_tokens - 1) * latency["tpot_s"]
-        predicted["throughput_tokens_per_s"] = (
-            study.workload.batch * study.workload.output_tokens / predicted["total_s"]
-        )
+        predicted["provenance"] = costs[0].provenance
     return predicted
+
+
+def _mean(replicas: Sequence[PlannedReplica], study: Study, name: Objective) -> float | None:
+    """Return the energy or cost of a token, None where that of some replica is unknown."""
+    separate = any(entry.replica.role != "both" for entry in replicas)
+    ledger = Ledger(Goal(objective=name), study.workload, separate)
+    parts = []
+    for entry in replicas:
+        value = _own(entry, name)
+        if value is None:
+            return None
+        parts.append((entry.replica.role, ledger.part(name, value, entry.replica.batch, entry.replica.role)))
+    return ledger.total(name, parts)
+
+
+def _own(entry: PlannedReplica, name: Objective) -> float | None:
+    if entry.cost is not None:
+        return entry.cost.energy_j_per_token if name == "energy" else entry.cost.cost_usd_per_mtok
+    problem = entry.replica.pipeline.problem
+    if name == "energy" and (problem is None or problem.problem.energy is None):
+        return None
+    return entry.replica.quantity(name)
+
+
+def _memory_bytes(entry: PlannedReplica) -> dict[str, float]:
+    if entry.cost is not None:
+        return {device: use.total - use.reserve for device, use in entry.cost.memory_bytes.items()}
+    problem, arrangement = entry.replica.pipeline.problem, entry.replica.pipeline.solution.arrangement
+    assert problem is not None
+    assert arrangement is not None
+    sizes = stage_use(problem.problem, arrangement).memory_bytes
+    return {
+        device: float(size) / len(stage.devices)
+        for stage, size in zip(entry.plan.stages, sizes, strict=True)
+        for device in stage.devices
+    }
 
 
 def _latencies(replicas: Sequence[PlannedReplica]) -> dict[str, float]:
     found = {"ttft_s": 0.0, "tpot_s": 0.0}
     for entry in replicas:
-        problem, arrangement = entry.replica.pipeline.problem, entry.replica.pipeline.solution.arrangement
-        assert problem is not None
-        assert arrangement is not None
         if entry.replica.role != "decode":
-            found["ttft_s"] = max(found["ttft_s"], quantity(problem.problem, Goal(), arrangement, "ttft"))
+            found["ttft_s"] = max(found["ttft_s"], entry.replica.quantity("ttft"))
         if entry.replica.role != "prefill":
-            found["tpot_s"] = max(found["tpot_s"], quantity(problem.problem, Goal(), arrangement, "tpot"))
+            found["tpot_s"] = max(found["tpot_s"], entry.replica.quantity("tpot"))
     return found
 
 
@@ -190,10 +216,7 @@ def _rates(replicas: Sequence[PlannedReplica], study: Study) -> dict[str, float]
     """Return generated tokens per second in steady state, by role."""
     rates: dict[str, float] = {}
     for entry in replicas:
-        problem, arrangement = entry.replica.pipeline.problem, entry.replica.pipeline.solution.arrangement
-        assert problem is not None
-        assert arrangement is not None
-        period_s = quantity(problem.problem, Goal(), arrangement, "throughput")
         tokens = entry.replica.batch * study.workload.output_tokens
-        rates[entry.replica.role] = rates.get(entry.replica.role, 0.0) + tokens / period_s
+        own = tokens / entry.replica.quantity("throughput")
+        rates[entry.replica.role] = rates.get(entry.replica.role, 0.0) + own
     return rates

@@ -72,7 +72,6 @@ def test_pools_share_no_device_and_say_how_to_serve(dse: Run) -> None:
         (("--pools", "seperate"), "did you mean 'separate'?"),
         (("--chunk", "x"), "is not a number"),
         (("--offload", "disk"), "an offload level is host or ssd"),
-        (("--pools", "separate", "--objective", "cost"), "separate pools are optimised for"),
         (("--replicas", "2", "--what-if", "lost"), "goes with a single pipeline"),
     ],
 )

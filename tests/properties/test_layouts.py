@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cost_models.simulate import simulate_pipeline
 from dse.partition.branch import Limits
 from dse.partition.groups import device_groups, group_sequences
+from dse.partition.layout.deployment import Replica
 from dse.partition.layout.pipeline import LayoutOptions
-from dse.partition.layout.replicas import Replica, best_deployment
+from dse.partition.layout.replicas import best_deployment
 from dse.partition.objective import quantity, stage_use
 from dse.partition.problem import Arrangement, Goal, PipelineProblem
 from tests.layout_oracle import TinyInstance, tiny_instance

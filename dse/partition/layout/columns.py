@@ -15,7 +15,8 @@ from dse.partition.layout.shares import Counts, Shares, bundles_of, splits, with
 from dse.partition.problem import Array
 
 if TYPE_CHECKING:
-    from dse.partition.layout.replicas import DeploymentSearch, Replica
+    from dse.partition.layout.deployment import Replica
+    from dse.partition.layout.replicas import DeploymentSearch
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,14 +45,14 @@ def fluid_bound_s(
             table, cluster, workload, groups, ((0,),), with_energy=goal.objective == "energy"
         ).problem
         if goal.objective in ("energy", "cost"):
-            bounds.append(_least_use(problem, cluster, groups, goal))
+            bounds.append(_least_use(problem, cluster, groups, goal, role))
         else:
             bounds.append(_bound(problem, cluster, groups, goal, role))
     return min(bounds)
 
 
 def _least_use(
-    problem: PipelineProblem, cluster: Cluster, groups: tuple[DeviceGroup, ...], goal: Goal
+    problem: PipelineProblem, cluster: Cluster, groups: tuple[DeviceGroup, ...], goal: Goal, role: Role
 ) -> float:
     """Return the least energy (J) of a token or cost (USD) of a million: every layer where it is least.
 
@@ -60,10 +60,11 @@ def _least_use(
     costs its rent for no shorter than it works.
     """
     energy, rounds = problem.energy, problem.output_tokens - 1
+    passes = 0 if role == "decode" else problem.n_chunks
     total = 0.0
     for entry in layer_classes(problem):
         for times, joules, sizes, weight in (
-            (entry.prefill_s, entry.prefill_j, problem.prefill_micro_batches, problem.n_chunks),
+            (entry.prefill_s, entry.prefill_j, problem.prefill_micro_batches, passes),
             (entry.decode_s, entry.decode_j, problem.decode_micro_batches, rounds),
         ):
             least = np.inf

@@ -20,7 +20,7 @@ from dse.partition.layout.classes import stage_classes
 from dse.partition.layout.groupings import GroupingSearch
 from dse.partition.layout.inputs import ModelInputs
 from dse.partition.offload import buffer_sizes_bytes, with_offload
-from dse.partition.problem import Goal, PipelineProblem, Solution, Status
+from dse.partition.problem import Array, EnergyTables, Goal, PipelineProblem, Solution, Status
 from dse.partition.solve import OPTIMAL_GAP_FRAC, Planner, with_ties_broken
 from hardware_specs.spec import Cluster
 
@@ -101,9 +101,10 @@ def best_pipeline(
     limits: Limits,
     *,
     role: Role = "both",
-    handover_s: Callable[[Sequence[int], NDArray[np.bool_], int], NDArray[np.float64]] | None = None,
+    handover: Callable[[Sequence[int], NDArray[np.bool_], int], tuple[Array, Array]] | None = None,
     kv_groups: Sequence[NDArray[np.bool_]] | None = None,
     cutoff: float | None = None,
+    with_energy: bool = False,
 ) -> Pipeline:
     """Return the best pipeline, its bound over all degrees, chunks and cache formats.
 
@@ -116,9 +117,11 @@ def best_pipeline(
         limits: for all of it.
         role: which phases it serves; the other phase takes no time, and a prefill keeps the cache of the
             prompts alone.
-        handover_s: (P,) time to hand the cache of a pass of a prefill over, given sizes, choices and passes.
+        handover: (P,) seconds and (P,) joules to hand the cache of a pass of a prefill over, given sizes,
+            choices and passes.
         kv_groups: choices by cache format; None for the runtime's.
         cutoff: a value that is known from elsewhere; nothing at or above it is looked for.
+        with_energy: whether the energy of the plan will be asked for, beside what the goal names.
     """
     began = time.monotonic()
     largest = max(node.n_devices for node in cluster.nodes)
@@ -145,12 +148,11 @@ def best_pipeline(
                 groups,
                 sequences or ((0,),),
                 usable,
-                with_energy="energy" in goal.quantities,
+                with_energy=with_energy or "energy" in goal.quantities,
             )
             problem = _of_role(resident.problem, role)
-            if handover_s is not None:
-                moved_s = handover_s(problem.prefill_micro_batches, usable, chunks)
-                problem = replace(problem, handover_s=moved_s)
+            if handover is not None:
+                problem = _handing_over(problem, *handover(problem.prefill_micro_batches, usable, chunks))
             resident = replace(resident, problem=problem)
             variants.append((chunks, resident))
             if options.offload is not None:
@@ -217,7 +219,7 @@ def _of_role(problem: PipelineProblem, role: Role) -> PipelineProblem:
     """Return the problem without the costs of the phase that other devices serve."""
     if role == "both":
         return problem
-    activations = problem.activation_bytes
+    activations, energy = problem.activation_bytes, problem.energy
     if role == "prefill":
         # the decode has no activations here: of its candidate sizes the least stands for none
         return replace(
@@ -227,6 +229,7 @@ def _of_role(problem: PipelineProblem, role: Role) -> PipelineProblem:
             first_decode_s=np.zeros_like(problem.first_decode_s[:1]),
             last_decode_s=np.zeros_like(problem.last_decode_s[:1]),
             hop_decode_s=np.zeros_like(problem.hop_decode_s[:1]),
+            energy=None if energy is None else _without_decode(energy),
             activation_bytes=None if activations is None else activations.min(axis=1, keepdims=True),
         )
     return replace(
@@ -236,5 +239,34 @@ def _of_role(problem: PipelineProblem, role: Role) -> PipelineProblem:
         first_prefill_s=np.zeros_like(problem.first_prefill_s[:1]),
         last_prefill_s=np.zeros_like(problem.last_prefill_s[:1]),
         hop_prefill_s=np.zeros_like(problem.hop_prefill_s[:1]),
+        energy=None if energy is None else _without_prefill(energy),
         activation_bytes=None if activations is None else activations.min(axis=0, keepdims=True),
     )
+
+
+def _without_prefill(energy: EnergyTables) -> EnergyTables:
+    return replace(
+        energy,
+        prefill_j=np.zeros_like(energy.prefill_j[:1]),
+        first_prefill_j=np.zeros_like(energy.first_prefill_j[:1]),
+        last_prefill_j=np.zeros_like(energy.last_prefill_j[:1]),
+        hop_prefill_j=np.zeros_like(energy.hop_prefill_j[:1]),
+    )
+
+
+def _without_decode(energy: EnergyTables) -> EnergyTables:
+    return replace(
+        energy,
+        decode_j=np.zeros_like(energy.decode_j[:1]),
+        first_decode_j=np.zeros_like(energy.first_decode_j[:1]),
+        last_decode_j=np.zeros_like(energy.last_decode_j[:1]),
+        hop_decode_j=np.zeros_like(energy.hop_decode_j[:1]),
+    )
+
+
+def _handing_over(problem: PipelineProblem, moved_s: Array, moved_j: Array) -> PipelineProblem:
+    """Return the problem of a prefill whose last stage sends the cache on, one pass in ``moved_s`` (P)."""
+    energy = problem.energy
+    if energy is not None:
+        energy = replace(energy, last_prefill_j=energy.last_prefill_j + moved_j[:, None])
+    return replace(problem, handover_s=moved_s, energy=energy)

@@ -134,11 +134,3 @@ def test_requests_are_shared_in_proportion() -> None:
     assert in_proportion(32, [3.0, 1.0]) == [24, 8]
     assert in_proportion(5, [1.0, 1.0, 1000.0]) == [1, 1, 3]
     assert sum(in_proportion(17, [0.3, 0.5, 0.9])) == 17
-
-
-def test_bounds_that_replicas_share_are_refused() -> None:
-    instance = tiny_instance(3)
-    goal = Goal(max_cost_usd_per_mtok=1.0)
-    options = LayoutOptions(n_replicas=None)
-    with pytest.raises(ConfigError, match="bound on cost"):
-        best_deployment(instance.inputs, instance.cluster, instance.workload, goal, options, LIMITS)
