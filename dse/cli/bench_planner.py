@@ -56,10 +56,10 @@ def planner(
     for name, problem, bound, gap in problems:
         note(name)
         rows += _pipeline_rows(name, problem, bound, gap, solvers, time_limit)
-    note("published planners")
-    rows += _published_rows()
     note("the same, all 560 orders and 16 pairs of micro-batches")
     rows.append(_all_orders_row(time_limit))
+    note("published planners")
+    rows += _published_rows()
     note("2,000 units x 8 precisions on one device")
     rows += _allocation_rows(solvers, time_limit)
     note("Helix, LLaMA-30B on 6 T4 and 4 L4")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dse.partition.lanes import SLACK_FRAC, Lane, LaneFactory, Maximum, Terms
+from dse.partition.lanes import SLACK_FRAC, Lane, LaneFactory
 from dse.partition.problem import Array, PipelineProblem
 from dse.partition.relax import (
     Multipliers,
@@ -29,6 +28,8 @@ from dse.partition.relax import (
     layer_costs,
     run_linear_program,
 )
+from dse.partition.sequences import device_kinds
+from dse.partition.terms import Maximum, Terms
 
 FEW_SEQUENCES = 64  # so many device sequences are searched one by one,
 FEW_LANES = 400  # unless they make more lanes with the pairs of micro-batches;
@@ -51,7 +52,7 @@ class Family:
 
     lane: Lane
     kinds: tuple[int, ...]
-    kind_of: Mapping[int, int]
+    kind_of: tuple[int, ...]
     sequences: tuple[tuple[int, ...], ...]
 
 
@@ -97,19 +98,17 @@ def families(factory: LaneFactory) -> list[Family]:
     if n_sequences <= FEW_SEQUENCES and n_sequences * len(factory.pairs()) <= FEW_LANES:
         return []
     by_devices: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    numbers: dict[object, int] = {}
+    kind_of = device_kinds(factory.problem, factory.goal)
     for devices in factory.sequences():
-        kinds = tuple(numbers.setdefault(factory.kind_of(device), len(numbers)) for device in devices)
-        by_devices.setdefault(tuple(sorted(kinds)), []).append(devices)
+        by_devices.setdefault(tuple(sorted(kind_of[device] for device in devices)), []).append(devices)
     found = []
-    kind_of = {i: numbers.get(factory.kind_of(i), -1) for i in range(len(factory.problem.devices))}
     for sequences in by_devices.values():
         devices = min(sequences)
         if len(devices) == 1 or len(sequences) < FEW_ORDERS:
             continue
-        if _n_states(tuple(kind_of[i] for i in devices)) > MAX_STATES:
-            continue
         kinds = tuple(kind_of[device] for device in devices)
+        if _n_states(kinds) > MAX_STATES:
+            continue
         for p, d in factory.pairs():
             found.append(Family(spread_lane(factory, devices, p, d), kinds, kind_of, tuple(sequences)))
     return found

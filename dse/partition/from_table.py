@@ -22,9 +22,9 @@ from dse.formats.precision import Precision
 from dse.graph.workload import Workload
 from dse.partition.fold import Fold, UnitCosts, fold_layer, units_of_layers
 from dse.partition.groups import DeviceGroup, link_of, placed, single_devices
-from dse.partition.lanes import MAX_SUBSET_DEVICES
 from dse.partition.orders import candidate_orders
 from dse.partition.problem import Arrangement, EnergyTables, PipelineProblem
+from dse.partition.sequences import MAX_SUBSET_DEVICES
 from dse.plan import Assignment, Plan, Stage
 from dse.sensitivity.table import SensitivityTable
 from hardware_specs.spec import Cluster

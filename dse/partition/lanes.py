@@ -1,14 +1,12 @@
 """Lanes: one device sequence with one pair of micro-batches, in the form that bounds and searches share.
 
-In a lane the objective is ``F(P_1..P_n, D_1..D_n) + theta * penalty`` with P and D the stage times and F a
-sum of weighted maxima of linear forms, for every formula; so one bound and one search serve them all.
+In a lane the objective is ``F(P_1..P_n, D_1..D_n) + theta * penalty`` with P and D the stage times and F of
+``dse.partition.terms``.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,45 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dse.partition.problem import Array, Goal, Objective, PipelineProblem
+from dse.partition.sequences import device_sequences
+from dse.partition.terms import Terms, quantity_terms
 
-MAX_SUBSET_DEVICES = 10  # of longer orders not every subset is tried
 SLACK_FRAC = 1e-12  # sums in another order may differ by this much; capacities are widened by it
-
-
-@dataclass(frozen=True)
-class Maximum:
-    """``weight * max_r(forms[r] @ x + constants[r])``: forms (R, 2n), constants (R)."""
-
-    weight: float
-    forms: Array
-    constants: Array
-
-
-@dataclass(frozen=True)
-class Terms:
-    """F(x) = linear @ x + constant + the maxima, x = (P_1..P_n, D_1..D_n).
-
-    The maxima of all micro-batch sizes have the same rows, so that multipliers carry over between lanes.
-    """
-
-    linear: Array
-    constant: float
-    maxima: tuple[Maximum, ...]
-
-    def value(self, x: Array) -> Array:
-        """Evaluate rows x (..., 2n)."""
-        total = x @ self.linear + self.constant
-        for m in self.maxima:
-            total = total + m.weight * (x @ m.forms.T + m.constants).max(axis=-1)
-        return total
-
-    def scaled(self, factor: float, constant: float = 0.0) -> Terms:
-        """Return ``factor`` times the terms plus a constant."""
-        return Terms(
-            self.linear * factor,
-            self.constant * factor + constant,
-            tuple(Maximum(m.weight * factor, m.forms, m.constants) for m in self.maxima),
-        )
 
 
 @dataclass(frozen=True)
@@ -142,88 +105,6 @@ def _prefix(per_layer: Array) -> Array:
     return np.concatenate([np.zeros((len(per_layer), 1)), np.cumsum(per_layer, axis=1)], axis=1)
 
 
-def round_terms(
-    n: int, hops_p: Array, hops_d: Array, k: int, m: int, tokens: int, *, drain: bool = False
-) -> Terms:
-    """Return F of the corrected round: see ``cost_models.pipeline``.
-
-    With ``drain`` the last round ends when its last micro-batch leaves the last stage: it takes the sum of
-    the stations plus (m - 1) times the slowest, as any flow shop of equal jobs.
-    """
-    eye, zero, none = np.eye(n), np.zeros((n, n)), np.zeros((1, 2 * n))
-    longest_p, longest_d = (float(hops.max()) if len(hops) else 0.0 for hops in (hops_p, hops_d))
-    slowest_prefill = Maximum(
-        float(k - 1),
-        np.concatenate([np.concatenate([eye, zero], axis=1), none]),
-        np.append(np.zeros(n), longest_p),
-    )
-    whole = np.concatenate([np.zeros(n), np.ones(n)])[None]
-    whole_round = Maximum(
-        float(max(tokens - 1 - drain, 0)),
-        np.concatenate([whole, np.concatenate([zero, m * eye], axis=1), none]),
-        np.concatenate([[float(hops_d.sum())], np.zeros(n), [m * longest_d]]),
-    )
-    linear = np.concatenate([np.ones(n), np.zeros(n)])
-    if not drain or tokens == 1:
-        return Terms(linear, float(hops_p.sum()), (slowest_prefill, whole_round))
-    last_round = Maximum(
-        float(m - 1),
-        np.concatenate([np.concatenate([zero, eye], axis=1), none]),
-        np.append(np.zeros(n), longest_d),
-    )
-    constant = float(hops_p.sum() + hops_d.sum())
-    return Terms(np.ones(2 * n), constant, (slowest_prefill, whole_round, last_round))
-
-
-def ttft_terms(n: int, hops_p: Array, k: int) -> Terms:
-    """Return the seconds until every request has its first token (``cost_models.pipeline``)."""
-    forms = np.concatenate([np.eye(n, 2 * n), np.zeros((1, 2 * n))])
-    longest = float(hops_p.max()) if len(hops_p) else 0.0
-    slowest = Maximum(float(k - 1), forms, np.append(np.zeros(n), longest))
-    return Terms(np.repeat([1.0, 0.0], n), float(hops_p.sum()), (slowest,))
-
-
-def tpot_terms(n: int, hops_d: Array, m: int) -> Terms:
-    """Return the seconds of one decode round (``cost_models.pipeline``)."""
-    whole = np.repeat([0.0, 1.0], n)[None]
-    forms = np.concatenate([whole, m * np.eye(n, 2 * n, n), np.zeros((1, 2 * n))])
-    longest = float(hops_d.max()) if len(hops_d) else 0.0
-    constants = np.concatenate([[float(hops_d.sum())], np.zeros(n), [m * longest]])
-    return Terms(np.zeros(2 * n), 0.0, (Maximum(1.0, forms, constants),))
-
-
-def period_terms(n: int, hops_p: Array, hops_d: Array, k: int, m: int, tokens: int) -> Terms:
-    """Return the seconds between batches in steady state, prefills and decodes of neighbours overlapping.
-
-    A station is busy k P_s + (n - 1) m D_s for every batch, and a request stays sum P + (n - 1) sum D at
-    least: with one batch in flight, its successor cannot come sooner (Little's law).
-    """
-    rounds = float(max(tokens - 1, 0))
-    busy = k * np.eye(n, 2 * n) + rounds * m * np.eye(n, 2 * n, n)
-    whole = np.repeat([1.0, rounds], n)[None]
-    hop_busy = float((k * hops_p + rounds * m * hops_d).max()) if len(hops_p) else 0.0
-    constants = np.concatenate([np.zeros(n), [float(hops_p.sum() + rounds * hops_d.sum()), hop_busy]])
-    forms = np.concatenate([busy, whole, np.zeros((1, 2 * n))])
-    return Terms(np.zeros(2 * n), 0.0, (Maximum(1.0, forms, constants),))
-
-
-def llmpq_terms(n: int, floor_p: Array, floor_d: Array, k: int, m: int, tokens: int) -> Terms:
-    """Return F as LLM-PQ (arXiv 2403.01136) publishes it, each stage time at least its transfer."""
-    eye, none = np.eye(2 * n), np.zeros((1, 2 * n))
-    floors = np.concatenate([floor_p, floor_d])
-    maxima = [
-        Maximum(1.0, np.concatenate([eye[i : i + 1], none]), np.array([0.0, floor]))
-        for i, floor in enumerate(floors)
-    ]
-    for weight, rows, floor in (
-        (k - 1, slice(0, n), floor_p),
-        ((m - 1) * (tokens - 1), slice(n, 2 * n), floor_d),
-    ):
-        forms = np.concatenate([eye[rows], none])
-        maxima.append(Maximum(float(weight), forms, np.append(np.zeros(n), floor.max())))
-    return Terms(np.zeros(2 * n), 0.0, tuple(maxima))
-
-
 @dataclass
 class LaneFactory:
     """Builds the lanes of a problem; dominance of choices is worked out once per device and micro-batches.
@@ -234,7 +115,7 @@ class LaneFactory:
     problem: PipelineProblem
     goal: Goal
     quality_only: bool = False
-    _sequences: list[tuple[int, ...]] = field(default_factory=list)
+    _sequences: list[tuple[int, ...]] | None = None
     _usable: dict[tuple[int, int, int], NDArray[np.bool_]] = field(default_factory=dict)
 
     def lanes(self) -> list[Lane]:
@@ -260,67 +141,10 @@ class LaneFactory:
         return list(np.ndindex(shape))
 
     def sequences(self) -> list[tuple[int, ...]]:
-        """Return device sequences without empty stages, one of each kind of interchangeable ones."""
-        if not self._sequences:
-            self._sequences.extend(self._find_sequences())
+        """Return the device sequences of the goal (``device_sequences``)."""
+        if self._sequences is None:
+            self._sequences = device_sequences(self.problem, self.goal)
         return self._sequences
-
-    def _find_sequences(self) -> list[tuple[int, ...]]:
-        problem, n_layers = self.problem, self.problem.memory_bytes.shape[0]
-        n_most = min(n_layers, self.goal.max_devices or n_layers)
-        seen: dict[object, tuple[int, ...]] = {}
-        kinds: dict[object, int] = {}
-        alike = [kinds.setdefault(self.kind_of(device), len(kinds)) for device in range(len(problem.devices))]
-        hops: dict[object, int] = {}
-        apart = [
-            [hops.setdefault(self._hop(a, b), len(hops)) for b in range(len(alike))]
-            for a in range(len(alike))
-        ]
-        for order in problem.orders:
-            for devices in self._subsets(order, alike):
-                if len(devices) <= n_most and self._is_priced(devices):
-                    after = devices[1:] + devices[:1]
-                    pairs = tuple(apart[a][b] for a, b in zip(devices, after, strict=True))
-                    if self.goal.formula != "llmpq" or len(devices) == 1:
-                        pairs = pairs[:-1]
-                    seen.setdefault((tuple(alike[device] for device in devices), pairs), devices)
-        return sorted(seen.values(), key=lambda devices: (-len(devices), devices))
-
-    def _is_priced(self, devices: tuple[int, ...]) -> bool:
-        """Whether the devices' prices are known, where they matter."""
-        if "cost" not in self.goal.quantities or self.quality_only:
-            return True
-        prices = self.problem.price_usd_per_h
-        return prices is not None and all(prices[device] is not None for device in devices)
-
-    def _subsets(self, order: tuple[int, ...], alike: list[int]) -> Iterator[tuple[int, ...]]:
-        """Yield what may be left of an order without its unused devices.
-
-        Of more than ``MAX_SUBSET_DEVICES`` whole runs of like devices are used or not.
-        """
-        if not self.problem.allow_empty:
-            yield order
-            return
-        parts: list[tuple[int, ...]] = [(device,) for device in order]
-        if len(order) > MAX_SUBSET_DEVICES:
-            parts = [tuple(run) for _, run in itertools.groupby(order, key=lambda device: alike[device])]
-        if len(parts) > MAX_SUBSET_DEVICES:
-            yield order
-            return
-        for mask in range(1, 1 << len(parts)):
-            yield tuple(device for i, part in enumerate(parts) if mask >> i & 1 for device in part)
-
-    def _hop(self, a: int, b: int) -> object:
-        """Return what makes two transfers equal."""
-        problem = self.problem
-        return tuple(problem.hop_prefill_s[:, a, b]), tuple(problem.hop_decode_s[:, a, b])
-
-    def kind_of(self, device: int) -> object:
-        """Return what makes two devices equal, transfers apart."""
-        problem = self.problem
-        prices = problem.price_usd_per_h if "cost" in self.goal.quantities else None
-        price = None if prices is None else prices[device]
-        return problem.device_types[device], float(problem.capacity_bytes[device]), price
 
     def lane(self, devices: tuple[int, ...], p: int, d: int) -> Lane:
         """Return the lane of a device sequence and a pair of micro-batches."""
@@ -343,7 +167,7 @@ class LaneFactory:
         extra = np.zeros((0, n, *problem.memory_bytes.shape)) if joules is None else joules[None]
 
         def quantity(name: Objective) -> tuple[Terms, Array]:
-            terms = self._quantity(name, devices, p, d, joules_fixed)
+            terms = quantity_terms(problem, self.goal.formula, name, devices, (p, d), joules_fixed)
             weight = 1.0 / (problem.batch * problem.output_tokens) if name == "energy" else 0.0
             return terms, np.full(len(extra), weight)
 
@@ -375,84 +199,35 @@ class LaneFactory:
 
     def ends_j(self, devices: tuple[int, ...], p: int, d: int) -> tuple[Array, Array]:
         """Return (n) joules of the job for the embedding, and for the head, on each of the devices."""
-        problem, energy, index = self.problem, self.problem.energy, list(devices)
+        energy, index = self.problem.energy, list(devices)
         if energy is None:
             raise ValueError("the problem has no energy tables")
-        k, m = self._n_micro_batches(p, d)
-        m *= problem.output_tokens - 1
+        k, m = self._n_passes(p, d)
         return (
             k * energy.first_prefill_j[p, index] + m * energy.first_decode_j[d, index],
             k * energy.last_prefill_j[p, index] + m * energy.last_decode_j[d, index],
         )
 
-    def _n_micro_batches(self, p: int, d: int) -> tuple[int, int]:
+    def _n_passes(self, p: int, d: int) -> tuple[int, int]:
+        """Return how often a job passes a stage in the prefill, and in all rounds of the decode."""
         problem = self.problem
         return (
-            math.ceil(problem.batch / problem.prefill_micro_batches[p]),
-            math.ceil(problem.batch / problem.decode_micro_batches[d]),
+            problem.n_prefill_passes(problem.prefill_micro_batches[p]),
+            problem.n_decode_passes(problem.decode_micro_batches[d]) * (problem.output_tokens - 1),
         )
 
     def _energy(self, devices: tuple[int, ...], p: int, d: int) -> tuple[Array, float]:
         """Return (n, L, K) dynamic joules of the job, and those of embedding, head and transfers."""
-        problem, energy = self.problem, self.problem.energy
+        energy = self.problem.energy
         if energy is None:
             raise ValueError("the problem has no energy tables")
-        k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
-        m = problem.n_decode_passes(problem.decode_micro_batches[d]) * (problem.output_tokens - 1)
+        k, m = self._n_passes(p, d)
         index, first, last = list(devices), devices[0], devices[-1]
         fixed = k * (energy.first_prefill_j[p, first] + energy.last_prefill_j[p, last])
         fixed += m * (energy.first_decode_j[d, first] + energy.last_decode_j[d, last])
         for a, b in itertools.pairwise(devices):
             fixed += k * energy.hop_prefill_j[p, a, b] + m * energy.hop_decode_j[d, a, b]
         return k * energy.prefill_j[p, index] + m * energy.decode_j[d, index], float(fixed)
-
-    def _quantity(
-        self, name: Objective, devices: tuple[int, ...], p: int, d: int, joules_fixed: float
-    ) -> Terms:
-        """Return the part of a quantity that the stage times decide, with its constants."""
-        problem, n = self.problem, len(devices)
-        k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
-        m = problem.n_decode_passes(problem.decode_micro_batches[d])
-        hops_p, hops_d = problem.prefill_hops_s(devices, p), problem.decode_hops_s(devices, d)
-        if name == "time":
-            return self._terms(devices, p, d)
-        if name == "ttft":
-            return ttft_terms(n, hops_p, k)
-        if name == "tpot":
-            return tpot_terms(n, hops_d, m)
-        if name == "throughput":
-            return period_terms(n, hops_p, hops_d, k, m, problem.output_tokens)
-        drain = self.goal.formula == "makespan"
-        whole = round_terms(n, hops_p, hops_d, k, m, problem.output_tokens, drain=drain)
-        n_tokens = problem.batch * problem.output_tokens
-        if name == "energy":
-            assert problem.energy is not None
-            static_w = float(problem.energy.static_w[list(devices)].sum())
-            return whole.scaled(static_w / n_tokens, joules_fixed / n_tokens)
-        assert problem.price_usd_per_h is not None
-        usd_per_h = sum(problem.price_usd_per_h[device] or 0.0 for device in devices)
-        return whole.scaled(usd_per_h / 3600 * 1e6 / n_tokens)
-
-    def _terms(self, devices: tuple[int, ...], p: int, d: int) -> Terms:
-        problem, goal = self.problem, self.goal
-        k = problem.n_prefill_passes(problem.prefill_micro_batches[p])
-        m = problem.n_decode_passes(problem.decode_micro_batches[d])
-        if goal.formula != "llmpq":
-            return round_terms(
-                len(devices),
-                problem.prefill_hops_s(devices, p),
-                problem.decode_hops_s(devices, d),
-                k,
-                m,
-                problem.output_tokens,
-                drain=goal.formula == "makespan",
-            )
-        pairs = list(zip(devices, devices[1:] + devices[:1], strict=True))
-        hops_p = np.array([problem.hop_prefill_s[p, a, b] for a, b in pairs])
-        hops_d = np.array([problem.hop_decode_s[d, a, b] for a, b in pairs])
-        if len(devices) == 1:
-            hops_p, hops_d = np.zeros(1), np.zeros(1)
-        return llmpq_terms(len(devices), hops_p, hops_d, k, m, problem.output_tokens)
 
     def _usable_on(self, device: int, p: int, d: int) -> NDArray[np.bool_]:
         """(L, K) choices that the device can run and no other choice beats in everything that counts."""

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from dse.partition.lanes import Lane, Terms
+from dse.partition.lanes import Lane
 from dse.partition.problem import Array
+from dse.partition.terms import Terms
 
 
 @dataclass(frozen=True)

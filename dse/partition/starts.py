@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dse.partition.lanes import Lane, Maximum
+from dse.partition.lanes import Lane
 from dse.partition.problem import Array
 from dse.partition.relax import Multipliers, uniform_multipliers
+from dse.partition.terms import Maximum
 
 
 def start_multipliers(lane: Lane) -> list[Multipliers]:
