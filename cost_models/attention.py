@@ -10,8 +10,8 @@ import numpy as np
 
 from cost_models.roofline import KernelTimes, roof_times_s, smooth_max
 from cost_models.work import Floats, Work
-from hardware_specs.kernels import QueryTiles
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import KernelProfile, QueryTiles
+from hardware_specs.spec import HardwareSpec
 
 EXPONENTIALS_PER_CORE_CYCLE = 16.0
 """Special-function results of one GPU core (SM or CU) per clock cycle; fitted efficiencies are near 1."""

@@ -7,8 +7,8 @@ import numpy as np
 from cost_models.roofline import KernelTimes, smooth_max, vector_rate_flop_per_s
 from cost_models.tiles import padded_elements
 from cost_models.work import Floats, Work
-from hardware_specs.kernels import Depth, Returning, SmallBatch
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import Depth, KernelProfile, Returning, SmallBatch
+from hardware_specs.spec import HardwareSpec
 
 WEIGHT_ONLY_PROFILES = ("gemm_weight_only", "gemm_weight_only_int8")
 

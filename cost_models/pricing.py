@@ -14,7 +14,8 @@ from cost_models.tables import bit_plane_times, lookup_times, sparse_times
 from cost_models.work import Floats, OpCost, Provenance, Work
 from dse.errors import UnsupportedOnDevice
 from dse.registry import Registry
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import KernelProfile
+from hardware_specs.spec import HardwareSpec
 
 
 class KernelModel(Protocol):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_models.work import Floats
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import KernelProfile
+from hardware_specs.spec import HardwareSpec
 
 LEAST_S = float(np.finfo(np.float64).tiny)
 """What a time is divided by at least, so that 0 / 0 is 0."""

@@ -15,7 +15,8 @@ import numpy as np
 from cost_models.matmul import expanded_dense_s, matmul_times
 from cost_models.roofline import KernelTimes, roofline, smooth_max, vector_rate_flop_per_s
 from cost_models.work import Floats, Work
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import KernelProfile
+from hardware_specs.spec import HardwareSpec
 
 LOOKUPS_PER_CORE_CYCLE = 32.0
 """Table entries that one core reads in a clock cycle: 32 banks of shared memory on an SM or CU (CUDA C++

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dse.errors import ConfigError
 from hardware_specs.document import CollectiveDocument, IntervalDocument, KernelDocument, Quantity
 from hardware_specs.kernels import (
+    KERNEL_NAMES,
     CollectiveProfile,
     Depth,
     Interval,
+    KernelProfile,
     QueryTiles,
     Returning,
     SmallBatch,
     Tiling,
 )
 from hardware_specs.reader import Reader
-from hardware_specs.spec import KERNEL_NAMES, KernelProfile
 from hardware_specs.units import parse_number, to_si
 
 MAX_EFFICIENCY = 2.0

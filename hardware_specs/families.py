@@ -15,9 +15,9 @@ from dataclasses import replace
 from dse.documents import read_packaged, validate
 from hardware_specs.calibrated import collective_of, kernel_of
 from hardware_specs.document import FamilyDocument, LinksDocument
-from hardware_specs.kernels import CollectiveProfile, Interval
+from hardware_specs.kernels import CollectiveProfile, Interval, KernelProfile
 from hardware_specs.reader import Reader
-from hardware_specs.spec import ComputePath, DeviceClass, KernelProfile
+from hardware_specs.spec import ComputePath, DeviceClass
 
 _HELD_OUT = "fit shared by six GPUs, the device scored held out (aiconfigurator-core 0.12 gemm tables)"
 _FP8 = "fp8 with dynamic activation quantization, same shared fit (aiconfigurator-core 0.12)"

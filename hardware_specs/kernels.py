@@ -109,3 +109,61 @@ class CollectiveProfile:
     provenance: FitProvenance
     source: str
     interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class KernelProfile:
+    """How well one class of kernels does on one device: constants of the smooth roofline.
+
+    ``t = floor_s + ((flop_time/flop_eff_frac)^p + (byte_time/byte_eff_frac)^p)^(1/p)``, p = ``exponent``.
+    ``provenance`` is "calibrated" for constants fitted to measurements of this device and "analytic" for
+    family defaults. Efficiencies are fitted constants: those of kernels whose operands stay in a cache
+    exceed 1. What is None or neutral leaves its term out.
+
+    Attributes:
+        context_log_s, wave_s: decode attention on GPUs: per doubling of the context beyond 64, and per thread
+            block and core. ``wave_frac``: how much of a partly filled wave of blocks is paid for.
+        activation_eff_frac: share of the bandwidth for activations, where it is not that of the weights.
+        tiling, depth: of matrix products on devices whose cores are known.
+        returning: what weights gain that come back before they have left the chip (micro-benchmarks).
+        quantize_eff_frac: share of the bandwidth of the kernel that quantizes activations before a product.
+        small_batch: the kernel for few rows.
+        dense_fallback: whether the runtime expands the weights to 16 bits and multiplies those where that is
+            faster than the kernel itself.
+        exp_eff_frac: share of 16 exponentials per core and cycle; query_tiles: of prefill attention.
+        interval: of measured over predicted times.
+    """
+
+    name: str
+    flop_eff_frac: float
+    byte_eff_frac: float
+    floor_s: float
+    exponent: float
+    provenance: FitProvenance
+    source: str
+    context_log_s: float | None = None
+    wave_s: float | None = None
+    wave_frac: float = 0.0
+    activation_eff_frac: float | None = None
+    tiling: Tiling | None = None
+    depth: Depth | None = None
+    returning: Returning | None = None
+    quantize_eff_frac: float | None = None
+    small_batch: SmallBatch | None = None
+    dense_fallback: bool = False
+    exp_eff_frac: float = 1.0
+    query_tiles: QueryTiles | None = None
+    interval: Interval | None = None
+
+
+KERNEL_NAMES = (
+    "gemm",  # matrix product in a native 16-bit kind
+    "gemm_fp8",  # fp8 weights and activations, activations quantized on the fly
+    "gemm_int8",  # int8 weights and activations
+    "gemm_fp4",  # 4-bit floating-point weights and activations (nvfp4, mxfp4)
+    "gemm_weight_only",  # low-bit weights expanded to the 16-bit activation kind inside the kernel
+    "gemm_weight_only_int8",  # the same with 8-bit weights, whose kernels are other ones
+    "attention_prefill",
+    "attention_decode",
+    "elementwise",
+)

@@ -12,15 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 from dse.errors import ConfigError, UnsupportedOnDevice
-from hardware_specs.kernels import (
-    CollectiveProfile,
-    Depth,
-    Interval,
-    QueryTiles,
-    Returning,
-    SmallBatch,
-    Tiling,
-)
+from hardware_specs.kernels import CollectiveProfile, KernelProfile
 
 DeviceClass = Literal["datacenter_gpu", "desktop_gpu", "edge_gpu", "npu", "asic", "wafer", "cpu"]
 Support = Literal["native", "emulated", "unsupported"]
@@ -134,51 +126,6 @@ class Link:
         """What one pair of neighbours may use, per direction: its part of a mesh, ring or torus, else all."""
         neighbours = None if self.topology is None else self.topology.n_neighbours
         return self.bandwidth_bytes_per_s / (neighbours or 1)
-
-
-@dataclass(frozen=True)
-class KernelProfile:
-    """How well one class of kernels does on one device: constants of the smooth roofline.
-
-    ``t = floor_s + ((flop_time/flop_eff_frac)^p + (byte_time/byte_eff_frac)^p)^(1/p)``, p = ``exponent``.
-    ``provenance`` is "calibrated" for constants fitted to measurements of this device and "analytic" for
-    family defaults. Efficiencies are fitted constants: those of kernels whose operands stay in a cache
-    exceed 1. What is None or neutral leaves its term out.
-
-    Attributes:
-        context_log_s, wave_s: decode attention on GPUs: per doubling of the context beyond 64, and per thread
-            block and core. ``wave_frac``: how much of a partly filled wave of blocks is paid for.
-        activation_eff_frac: share of the bandwidth for activations, where it is not that of the weights.
-        tiling, depth: of matrix products on devices whose cores are known.
-        returning: what weights gain that come back before they have left the chip (micro-benchmarks).
-        quantize_eff_frac: share of the bandwidth of the kernel that quantizes activations before a product.
-        small_batch: the kernel for few rows.
-        dense_fallback: whether the runtime expands the weights to 16 bits and multiplies those where that is
-            faster than the kernel itself.
-        exp_eff_frac: share of 16 exponentials per core and cycle; query_tiles: of prefill attention.
-        interval: of measured over predicted times.
-    """
-
-    name: str
-    flop_eff_frac: float
-    byte_eff_frac: float
-    floor_s: float
-    exponent: float
-    provenance: Literal["analytic", "calibrated"]
-    source: str
-    context_log_s: float | None = None
-    wave_s: float | None = None
-    wave_frac: float = 0.0
-    activation_eff_frac: float | None = None
-    tiling: Tiling | None = None
-    depth: Depth | None = None
-    returning: Returning | None = None
-    quantize_eff_frac: float | None = None
-    small_batch: SmallBatch | None = None
-    dense_fallback: bool = False
-    exp_eff_frac: float = 1.0
-    query_tiles: QueryTiles | None = None
-    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -323,19 +270,6 @@ class HardwareSpec:
     def link(self, kind: LinkKind) -> Link | None:
         """Return the first link of a kind, or None."""
         return next((entry for entry in self.links if entry.kind == kind), None)
-
-
-KERNEL_NAMES = (
-    "gemm",  # matrix product in a native 16-bit kind
-    "gemm_fp8",  # fp8 weights and activations, activations quantized on the fly
-    "gemm_int8",  # int8 weights and activations
-    "gemm_fp4",  # 4-bit floating-point weights and activations (nvfp4, mxfp4)
-    "gemm_weight_only",  # low-bit weights expanded to the 16-bit activation kind inside the kernel
-    "gemm_weight_only_int8",  # the same with 8-bit weights, whose kernels are other ones
-    "attention_prefill",
-    "attention_decode",
-    "elementwise",
-)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from dse.graph.extent import Extent
 from dse.graph.operator import Attention, Block, Op, OperatorGraph
-from hardware_specs.spec import (
-    KERNEL_NAMES,
-    Cluster,
-    ClusterNode,
-    ComputePath,
-    HardwareSpec,
-    KernelProfile,
-    Link,
-    MemoryTier,
-    Power,
-)
+from hardware_specs.kernels import KERNEL_NAMES, KernelProfile
+from hardware_specs.spec import Cluster, ClusterNode, ComputePath, HardwareSpec, Link, MemoryTier, Power
 
 PROFILE_OF = {
     "matmul": "gemm",

@@ -12,8 +12,8 @@ from dse.calibrate.documents import flow, kernel_document
 from dse.calibrate.fit import Fit, fit_profile, interval_of, log_ratios
 from dse.calibrate.rows import Array, Mask, Measured
 from dse.errors import ConfigError
-from hardware_specs.kernels import Interval
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import Interval, KernelProfile
+from hardware_specs.spec import HardwareSpec
 
 LEAST_ROWS = 6
 LEAST_SHAPES = 3

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dse.calibrate.rows import Array
-from hardware_specs.kernels import Depth, QueryTiles, Returning, SmallBatch, Tiling
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import Depth, KernelProfile, QueryTiles, Returning, SmallBatch, Tiling
+from hardware_specs.spec import HardwareSpec
 
 LEAST_ROOF_FRAC = 0.97
 MAX_EFF = 1.0 / LEAST_ROOF_FRAC

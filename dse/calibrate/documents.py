@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from hardware_specs.kernels import CollectiveProfile, Interval
-from hardware_specs.spec import KernelProfile
+from hardware_specs.kernels import CollectiveProfile, Interval, KernelProfile
 
 DIGITS = 4
 MICRO = 1e6

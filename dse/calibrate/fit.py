@@ -18,8 +18,8 @@ from cost_models.pricing import KERNEL_MODELS, main_bandwidth_bytes_per_s
 from cost_models.work import Work
 from dse.calibrate.constants import Constant, completed, constants_of, values_of, with_values
 from dse.calibrate.rows import Array, Measured
-from hardware_specs.kernels import Interval
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import Interval, KernelProfile
+from hardware_specs.spec import HardwareSpec
 
 ROBUST_SCALE = 0.05
 NOISE = 0.1

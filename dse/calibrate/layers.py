@@ -15,8 +15,8 @@ from dse.formats.precision import Precision
 from dse.graph.operator import OperatorGraph
 from dse.graph.units import units_of
 from dse.graph.workload import Workload
-from hardware_specs.kernels import Interval
-from hardware_specs.spec import HardwareSpec, KernelProfile
+from hardware_specs.kernels import Interval, KernelProfile
+from hardware_specs.spec import HardwareSpec
 
 
 @dataclass(frozen=True)

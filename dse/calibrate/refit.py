@@ -27,9 +27,9 @@ from dse.calibrate.tables import (
     load,
     load_all_reduce,
 )
-from hardware_specs.kernels import CollectiveProfile, Interval
+from hardware_specs.kernels import CollectiveProfile, Interval, KernelProfile
 from hardware_specs.loader import load_device
-from hardware_specs.spec import HardwareSpec, KernelProfile, Link
+from hardware_specs.spec import HardwareSpec, Link
 
 FIT_ROWS = 8000
 START_FLOP, START_BYTE, START_FLOOR_S, START_EXPONENT = 0.75, 0.85, 6e-6, 1.8

@@ -10,8 +10,7 @@ import yaml
 
 from dse.calibrate.documents import collective_document, flow, kernel_document
 from dse.errors import ConfigError
-from hardware_specs.kernels import CollectiveProfile
-from hardware_specs.spec import KernelProfile
+from hardware_specs.kernels import CollectiveProfile, KernelProfile
 
 Kernels = Mapping[str, tuple[KernelProfile, str]]
 

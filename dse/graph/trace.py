@@ -19,13 +19,15 @@ from dse.errors import ConfigError
 from dse.graph.assemble import assemble, name_groups
 from dse.graph.extent import Extent
 from dse.graph.fit import VISION, Probe
+from dse.graph.fold import build_skeleton
 from dse.graph.lifetimes import Lifetimes, in_float32
 from dse.graph.measure import measure
 from dse.graph.merge import Group, merge, why_unsupported
+from dse.graph.module import one_line
 from dse.graph.operator import OperatorGraph
 from dse.graph.record import Recorder, Recording
 from dse.graph.recording_cache import CacheLayout, RecordingCache
-from dse.graph.skeleton import Skeleton, build_skeleton, one_line
+from dse.graph.skeleton import Skeleton
 from dse.graph.solve import Point, solve
 from dse.graph.source import ModelSource
 

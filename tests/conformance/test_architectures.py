@@ -24,8 +24,8 @@ from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from dse.graph.kernels import REPLACED
 from dse.graph.liveness import live_profile, peak_activation_bytes
+from dse.graph.module import build_config
 from dse.graph.operator import OperatorGraph
-from dse.graph.skeleton import build_config
 from dse.graph.source import ModelSource
 from dse.graph.trace import trace_model
 from tests.small_models import ARCHITECTURES, DECODERS, ENCODERS, NEAR_TWINS, VISION

@@ -24,9 +24,9 @@ from dse.evaluate.lowering import lower
 from dse.formats.grammar import parse_precision
 from dse.graph.analysis import cut_elements, topological_order
 from dse.graph.liveness import peak_activation_bytes
+from dse.graph.module import build_config
 from dse.graph.operator import OperatorGraph
 from dse.graph.serialise import graph_from_json, graph_to_json
-from dse.graph.skeleton import build_config
 from dse.graph.source import ModelSource
 from dse.graph.trace import trace_model
 from dse.graph.units import units_of

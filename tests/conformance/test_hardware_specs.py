@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from dse.errors import ConfigError
+from hardware_specs.kernels import KERNEL_NAMES
 from hardware_specs.loader import (
     cluster_names,
     device_names,
@@ -16,7 +17,6 @@ from hardware_specs.loader import (
 )
 from hardware_specs.parts import COMPUTE_KINDS, VENDOR_KINDS
 from hardware_specs.sanity import check, findings, native_rates
-from hardware_specs.spec import KERNEL_NAMES
 
 REQUIRED_DEVICES = {
     *("amd_alveo_v70", "amd_mi250x", "amd_mi325x", "amd_mi355x", "amd_xdna2_strix_point", "apple_ane_m4"),

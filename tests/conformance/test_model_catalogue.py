@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dse.errors import ConfigError
-from dse.graph.skeleton import build_module
+from dse.graph.module import build_module
 from studies.catalogue import catalogue_entry, model_names, parse_entry, resolve_model
 
 ENTRY = """

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from dse.content import canonical_json
+from dse.graph.module import build_module
 from dse.graph.operator import OperatorGraph
 from dse.graph.serialise import graph_from_json, graph_to_json
-from dse.graph.skeleton import build_module
 from dse.graph.source import ModelSource, load_source
 from dse.graph.trace import trace_model
 from studies.catalogue import model_names, resolve_model

@@ -14,9 +14,8 @@ from dse.calibrate.rows import HELD_OUT_TENTHS, Measured, matmul_rows, shape_ten
 from dse.calibrate.tables import SERIES
 from dse.errors import ConfigError
 from dse.formats.grammar import parse_precision
-from hardware_specs.kernels import Depth, Interval, Tiling
+from hardware_specs.kernels import Depth, Interval, KernelProfile, Tiling
 from hardware_specs.loader import load_device
-from hardware_specs.spec import KernelProfile
 
 H200 = load_device("nvidia_h200_sxm")
 TRUE = KernelProfile(

@@ -8,7 +8,7 @@ from hypothesis import given
 from dse.formats.grammar import parse_precision
 from dse.formats.precision import Precision
 from dse.formats.support import ComputeNeed, compute_need
-from hardware_specs.spec import KERNEL_NAMES
+from hardware_specs.kernels import KERNEL_NAMES
 from tests.strategies import precisions
 
 FUSED, FUSED8 = "gemm_weight_only", "gemm_weight_only_int8"

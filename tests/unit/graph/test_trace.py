@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from dse.errors import ConfigError
+from dse.graph.fold import build_skeleton
+from dse.graph.module import build_module
 from dse.graph.operator import Attention, OperatorGraph
-from dse.graph.skeleton import build_module, build_skeleton
 from dse.graph.source import ModelSource
 from dse.graph.trace import trace_model
 from tests.unit.graph.conftest import LLAMA

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_specs.families import KERNELS, fill_kernels, flop_energy_j, node_factor
+from hardware_specs.kernels import KERNEL_NAMES, KernelProfile
 from hardware_specs.loader import load_device
-from hardware_specs.spec import KERNEL_NAMES, KernelProfile
 
 
 def test_node_factor_at_the_nodes_and_between():

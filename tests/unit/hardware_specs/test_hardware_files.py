@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dse.errors import ConfigError, UnitError
+from hardware_specs.kernels import KERNEL_NAMES
 from hardware_specs.loader import (
     cluster_names,
     device_names,
@@ -15,7 +16,6 @@ from hardware_specs.loader import (
     load_runtime,
     runtime_names,
 )
-from hardware_specs.spec import KERNEL_NAMES
 
 DEVICE = """
 name: toy
