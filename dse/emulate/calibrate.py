@@ -85,19 +85,46 @@ def walk_blocks(
         progress: called with (blocks done, blocks in all).
     """
     layers = model.layers
-    batches = list(ids.split(max(1, BATCH_TOKENS // ids.shape[1])))
     with torch.inference_mode():
-        hidden, options = first_inputs(model, layers[0], batches)
+        stream = HiddenStream.of(model, ids, BATCH_TOKENS)
         for index, layer in enumerate(layers):
-            with observed_inputs(model, paths[index]) as statistics:
-                outputs = [run_block(layer, x, rest) for x, rest in zip(hidden, options, strict=True)]
-            replaced = action(index, _distinct(statistics))
+            with observed(model, paths[index]) as statistics:
+                outputs = stream.through(layer)
+            replaced = action(index, statistics)
             if replaced:
                 with swapped(model, replaced):
-                    outputs = [run_block(layer, x, rest) for x, rest in zip(hidden, options, strict=True)]
-            hidden = outputs
+                    outputs = stream.through(layer)
+            stream.hidden = outputs
             if progress is not None:
                 progress(index + 1, len(layers))
+
+
+@dataclass
+class HiddenStream:
+    """Hidden states of batches of sequences between two blocks.
+
+    Attributes:
+        ids: (n_sequences, length) of each batch; hidden: what the next block reads.
+        options: the other arguments that all blocks get.
+    """
+
+    ids: list[Tensor]
+    hidden: list[Tensor]
+    options: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, model: EmulatedModel, ids: Tensor, batch_tokens: int) -> HiddenStream:
+        """Return the stream before the first block, in batches of at least one sequence."""
+        batches = list(ids.split(max(1, batch_tokens // ids.shape[1])))
+        return cls(batches, *first_inputs(model, model.layers[0], batches))
+
+    def through(self, layer: nn.Module) -> list[Tensor]:
+        """Return what a block makes of the hidden states."""
+        return [run_block(layer, x, rest) for x, rest in zip(self.hidden, self.options, strict=True)]
+
+    def advance(self, layer: nn.Module) -> None:
+        """Go through a block."""
+        self.hidden = self.through(layer)
 
 
 class _Reached(Exception):

@@ -59,6 +59,14 @@ class TensorFormats:
         """Whether nothing is quantized."""
         return not (self.weights or self.activations or self.kv)
 
+    def under(self, prefix: str) -> TensorFormats:
+        """Return the formats of what lies under a module path."""
+
+        def part(formats: PathFormats) -> PathFormats:
+            return tuple(item for item in formats if item[0].startswith(f"{prefix}."))
+
+        return TensorFormats(part(self.weights), part(self.activations), part(self.kv), self.first_layer)
+
     def to_json(self) -> dict[str, dict[str, str]]:
         """Return {"weights": {path: format name}, ...}: equal for equal emulated models."""
         parts = {"weights": self.weights, "activations": self.activations, "kv": self.kv}
@@ -236,6 +244,15 @@ class EmulatedModel:
     def path(self, layer: int, op: str) -> str:
         """Return the module path of an operator of a transformer block."""
         return f"{self.graph.block_of_layer[layer].prefix.format(layer=layer)}.{op}"
+
+    def block_path(self, layer: int) -> str:
+        """Return the module path of a transformer block."""
+        return self.graph.block_of_layer[layer].prefix.format(layer=layer)
+
+    def linear_paths(self, within: str = "") -> list[str]:
+        """Return the paths of all units' linears under a module path, by default of all."""
+        paths = (self.path(unit.layer, op) for unit in self.units for op in unit.ops)
+        return [path for path in paths if not within or path.startswith(f"{within}.")]
 
     def linear(self, path: str) -> tuple[nn.Module, bool]:
         """Return a linear module and whether its weight is stored as (inputs, outputs).

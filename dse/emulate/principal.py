@@ -8,7 +8,7 @@ a rotation spreads what is left of outliers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -41,17 +41,24 @@ def rotate_to_principal(
     """
     fuse_norms(model)
     anatomy = anatomy_of(model)
-    readers = {id(linear) for block in anatomy.blocks for linear in (block.q, block.gate)}
     total = torch.zeros(anatomy.width, anatomy.width, dtype=torch.float64, device=model.device)
 
     def look(_: int, statistics: dict[str, InputStatistics]) -> dict[str, Tensor]:
-        for path, entry in statistics.items():
-            if id(model.linear(path)[0]) in readers:
-                total.add_(entry.moments.double() / max(entry.n_tokens, 1))
+        add_residual_moments(total, model, statistics)
         return {}
 
     walk_blocks(model, paths, ids, look)
     rotate_residual(model, principal_basis(total.cpu(), seed, share_frac))
+
+
+def add_residual_moments(
+    total: Tensor, model: EmulatedModel, statistics: Mapping[str, InputStatistics]
+) -> None:
+    """Add to ``total`` (width, width) the mean moments of what a block reads of the residual stream."""
+    readers = {id(linear) for block in anatomy_of(model).blocks for linear in (block.q, block.gate)}
+    for path, entry in statistics.items():
+        if id(model.linear(path)[0]) in readers:
+            total.add_(entry.moments.double() / max(entry.n_tokens, 1))
 
 
 def principal_basis(moments: Tensor, seed: int, share_frac: float) -> Tensor:

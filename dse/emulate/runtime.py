@@ -20,13 +20,19 @@ from dse.policy import CachePolicy, RuntimePolicy
 
 @contextmanager
 def applied_with(
-    model: EmulatedModel, formats: TensorFormats, policy: RuntimePolicy, ranges: Ranges | None = None
+    model: EmulatedModel,
+    formats: TensorFormats,
+    policy: RuntimePolicy,
+    ranges: Ranges | None = None,
+    *,
+    within: str = "",
 ) -> Iterator[None]:
     """Run with quantized tensors under a policy inside the context, which does not nest.
 
     Args:
         model: the model; formats: what the assignment means.
         policy: of the runtime; ranges: of static activations, see ``calibrated_ranges``.
+        within: module path that ``formats`` are limited to, "" for the whole model.
 
     Raises:
         ConfigError: static activations without ranges, or what the parts refuse.
@@ -47,15 +53,17 @@ def applied_with(
                 raise ConfigError("static activation ranges need calibration tokens")
             stack.enter_context(static_activations(model, formats.activations, ranges))
         if policy.phases:
-            stack.enter_context(applied_by_position(model, phases_of(model, formats, policy)))
+            stack.enter_context(applied_by_position(model, phases_of(model, formats, policy, within)))
         if policy.cache != CachePolicy():
             stack.enter_context(attended(model, policy.cache))
         yield
 
 
-def phases_of(model: EmulatedModel, formats: TensorFormats, policy: RuntimePolicy) -> list[Phase]:
-    """Return the phases of a policy over all linears of the model, the assignment's formats first."""
-    paths = [model.path(unit.layer, op) for unit in model.units for op in unit.ops]
+def phases_of(
+    model: EmulatedModel, formats: TensorFormats, policy: RuntimePolicy, within: str = ""
+) -> list[Phase]:
+    """Return the phases of a policy over all linears under a module path, the assignment's formats first."""
+    paths = model.linear_paths(within)
     current = replace(formats, kv=())
     phases = [Phase(0, current)]
     for step in policy.phases:
@@ -70,9 +78,7 @@ def phases_of(model: EmulatedModel, formats: TensorFormats, policy: RuntimePolic
 
 def calibrated_ranges(model: EmulatedModel, ids: Tensor) -> Ranges:
     """Return the input range of every linear of the blocks over tokens ``ids`` (n_sequences, length)."""
-    return measured_ranges(
-        model, tuple(model.path(unit.layer, op) for unit in model.units for op in unit.ops), ids
-    )
+    return measured_ranges(model, tuple(model.linear_paths()), ids)
 
 
 def _without_integer_products(formats: TensorFormats) -> TensorFormats:

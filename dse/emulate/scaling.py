@@ -26,6 +26,10 @@ from dse.quantize.fake import fake_quantize
 AWQ_GRID = tuple(i / 20 for i in range(20))
 
 
+SiteScale = tuple[Any, tuple[nn.Linear, ...], Tensor]
+"""(what writes the channels, linears that read them, scale (channels,))."""
+
+
 @dataclass(frozen=True)
 class Call:
     """What a module was called with, cut to the first sequence."""
@@ -58,30 +62,54 @@ def scale_channels(
         smooth_alpha: of SmoothQuant; None searches AWQ's scales.
     """
     blocks = anatomy_of(model).blocks
-    path_of = {id(model.linear(path)[0]): path for path in fmt_of}
-    chosen: list[tuple[Any, tuple[nn.Linear, ...], Tensor]] = []
+    chosen: list[SiteScale] = []
 
     def look(index: int, statistics: dict[str, InputStatistics]) -> dict[str, Tensor]:
-        for name, (source, linears) in sites(blocks[index], with_down=smooth_alpha is None).items():
-            on = [path_of.get(id(linear)) for linear in linears]
-            if None in on or on[0] not in statistics:
-                continue
-            entry = statistics[on[0]]
-            if smooth_alpha is not None:
-                scale = smooth_scale(entry.absmax, linears, smooth_alpha)
-            else:
-                call = calls[id(_owner(blocks[index], name))]
-                scale = best_awq_scale(call, linears, [fmt_of[str(path)] for path in on], entry.mean_abs)
-            chosen.append((source, linears, scale))
+        chosen.extend(site_scales(model, blocks[index], fmt_of, statistics, calls, smooth_alpha))
         return {}
 
-    owners = [_owner(block, name) for block in blocks for name in sites(block, with_down=True)]
+    owners = [owner for block in blocks for owner in owners_of(block)]
     with first_calls(owners if smooth_alpha is None else []) as calls:
         walk_blocks(model, paths, ids, look)
     for source, linears, scale in chosen:
         scale_site(source, linears, scale)
     kind = "awq" if smooth_alpha is None else ["smooth", smooth_alpha]
     model.became([kind, [fmt.name for fmt in fmt_of.values()]])
+
+
+def site_scales(
+    model: EmulatedModel,
+    block: BlockParts,
+    fmt_of: Mapping[str, NumberFormat],
+    statistics: Mapping[str, InputStatistics],
+    calls: Mapping[int, Call],
+    smooth_alpha: float | None,
+) -> list[SiteScale]:
+    """Return the scales of one block.
+
+    Args:
+        model: the model; block: one of its blocks, unscaled; fmt_of, smooth_alpha: see ``scale_channels``.
+        statistics: of its linears' inputs by path; calls: of ``owners_of(block)``, for AWQ.
+    """
+    path_of = {id(model.linear(path)[0]): path for path in statistics}
+    found: list[SiteScale] = []
+    for name, (source, linears) in sites(block, with_down=smooth_alpha is None).items():
+        on = [path_of.get(id(linear)) for linear in linears]
+        if None in on:
+            continue
+        entry = statistics[str(on[0])]
+        if smooth_alpha is not None:
+            scale = smooth_scale(entry.absmax, linears, smooth_alpha)
+        else:
+            fmts = [fmt_of[str(path)] for path in on]
+            scale = best_awq_scale(calls[id(_owner(block, name))], linears, fmts, entry.mean_abs)
+        found.append((source, linears, scale))
+    return found
+
+
+def owners_of(block: BlockParts) -> list[nn.Module]:
+    """Return the modules of a block whose outputs AWQ compares."""
+    return [_owner(block, name) for name in sites(block, with_down=True)]
 
 
 def best_awq_scale(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -21,7 +21,16 @@ Ranges = Mapping[str, tuple[float, float]]
 def measured_ranges(
     model: EmulatedModel, paths: tuple[str, ...], ids: Tensor
 ) -> dict[str, tuple[float, float]]:
-    """Return (least, largest) input of each linear over tokens ``ids`` (n_sequences, length).
+    """Return (least, largest) input of each linear over tokens ``ids`` (n_sequences, length)."""
+    with seen_ranges(model, paths) as ranges:
+        for part in ids.split(1):
+            model.logits(part)
+    return ranges
+
+
+@contextmanager
+def seen_ranges(model: EmulatedModel, paths: Sequence[str]) -> Iterator[dict[str, tuple[float, float]]]:
+    """Collect (least, largest) input of each linear inside the context.
 
     Columns that stay exact beside the format do not count.
     """
@@ -36,12 +45,10 @@ def measured_ranges(
 
     hooks = [model.linear(path)[0].register_forward_pre_hook(partial(look, path)) for path in paths]
     try:
-        for part in ids.split(1):
-            model.logits(part)
+        yield ranges
     finally:
         for hook in hooks:
             hook.remove()
-    return ranges
 
 
 @contextmanager

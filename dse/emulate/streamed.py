@@ -8,7 +8,7 @@ Sources: the safetensors files of a Hugging Face folder, or a GGUF file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,10 +77,15 @@ class SafetensorsSource:
 
 
 class StreamedModel(EmulatedModel):
-    """An emulated model of which only ``resident`` parts have weights."""
+    """An emulated model of which only ``resident`` parts have weights.
+
+    Attributes:
+        source: where weights come from; ends: parameter names of the embedding and of the output head.
+    """
 
     source: TensorSource
-    _tied: tuple[str, ...]
+    ends: tuple[str, str]
+    _tied: bool
 
     @classmethod
     def open(
@@ -124,18 +129,15 @@ class StreamedModel(EmulatedModel):
             device=place,
         )
         model.source = source
-        model._tied = _tied_names(module)
+        model.ends = _end_names(module)
+        model._tied = bool(module.config.tie_word_embeddings)
         model.check_complete()
         return model
 
     @contextmanager
     def resident(self, prefixes: Sequence[str]) -> Iterator[None]:
         """Have the weights under module paths in memory inside the context."""
-        names = [
-            name
-            for name, _ in self.module.named_parameters(remove_duplicate=False)
-            if any(name.startswith(f"{prefix}.") or name == prefix for prefix in prefixes)
-        ]
+        names = self._names(prefixes)
         read: dict[str, Tensor] = {}
         try:
             for name in names:
@@ -149,6 +151,30 @@ class StreamedModel(EmulatedModel):
             for name in names:
                 self._put(name, None)
             self.store.clear()
+
+    def before_blocks(self) -> list[str]:
+        """Return the parameters outside of blocks that the first block's input may need."""
+        return [name for name in self.outside_blocks() if name != self.ends[1]]
+
+    def after_blocks(self) -> list[str]:
+        """Return the parameters outside of blocks that the logits of the last block's output may need."""
+        return [name for name in self.outside_blocks() if name != self.ends[0]]
+
+    def held(self, prefixes: Sequence[str]) -> dict[str, Tensor]:
+        """Return the weights under module paths by parameter name, as they are in memory now."""
+        found = ((name, self.module.get_parameter(name)) for name in self._names(prefixes))
+        return {name: parameter.data for name, parameter in found}
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Use these weights, by parameter name."""
+        for name, tensor in tensors.items():
+            self._put(name, tensor)
+
+    def logits_behind(self, hidden: Tensor) -> Tensor:
+        """Return the logits (batch, length, vocabulary) of what the last block returned."""
+        with self.replayed([hidden] * len(self.layers)):
+            logits: Tensor = self.module(inputs_embeds=hidden, use_cache=False).logits
+            return logits
 
     def outside_blocks(self) -> list[str]:
         """Return the paths of all parameters that belong to no transformer block."""
@@ -167,12 +193,17 @@ class StreamedModel(EmulatedModel):
         for name, _ in self.module.named_parameters(remove_duplicate=False):
             self._stored_name(name)
 
+    def _names(self, prefixes: Sequence[str]) -> list[str]:
+        """Return the parameters under module paths."""
+        names = (name for name, _ in self.module.named_parameters(remove_duplicate=False))
+        return [name for name in names if any(name == p or name.startswith(f"{p}.") for p in prefixes)]
+
     def _stored_name(self, name: str) -> str:
         """Return the name in the checkpoint: of tied weights it may hold only one."""
         if name in self.source:
             return name
-        if name in self._tied:
-            other = next((tied for tied in self._tied if tied in self.source), None)
+        if self._tied and name in self.ends:
+            other = next((end for end in self.ends if end in self.source), None)
             if other is not None:
                 return other
         raise ConfigError(f"lacks weights of its architecture: {name}", file=str(self.folder))
@@ -185,13 +216,12 @@ class StreamedModel(EmulatedModel):
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def _tied_names(module: Any) -> tuple[str, ...]:
-    """Return the parameters of the embedding and of an output head that shares its weight, else nothing."""
-    ends = [module.get_input_embeddings(), module.get_output_embeddings()]
-    if not module.config.tie_word_embeddings or None in ends:
-        return ()
+def _end_names(module: Any) -> tuple[str, str]:
+    """Return the parameter names of the embedding and of the output head, "" where there is none."""
     paths = {id(part): path for path, part in module.named_modules()}
-    return tuple(f"{paths[id(end)]}.weight" for end in ends)
+    ends = (module.get_input_embeddings(), module.get_output_embeddings())
+    embedding, head = ("" if end is None else f"{paths[id(end)]}.weight" for end in ends)
+    return embedding, head
 
 
 def _empty_module(folder: Path, dtype: torch.dtype) -> Any:

@@ -11,11 +11,13 @@ layer norms); SmoothQuant, arXiv 2211.10438; AWQ, arXiv 2306.00978; ResQ, arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dse.content import content_hash
 from dse.emulate.anatomy import Anatomy, BlockParts, anatomy_of
@@ -30,16 +32,28 @@ from dse.quantize.rotations import (
     randomised,
 )
 
+ROWS = 8192
+
 
 def fuse_norms(model: EmulatedModel) -> None:
     """Fold the gains of all norms into the linears behind them; a tied head gets its own weights."""
     anatomy = anatomy_of(model)
     untie(anatomy, model)
     for block in anatomy.blocks:
-        _fold_gain(block.attention_norm, (block.q, block.k, block.v))
-        _fold_gain(block.ffn_norm, (block.gate, block.up))
-    _fold_gain(anatomy.final_norm, (anatomy.head,))
+        fuse_block(block)
+    fuse_head(anatomy)
     model.became("fuse_norms")
+
+
+def fuse_block(block: BlockParts) -> None:
+    """Fold the gains of a block's norms."""
+    _fold_gain(block.attention_norm, (block.q, block.k, block.v))
+    _fold_gain(block.ffn_norm, (block.gate, block.up))
+
+
+def fuse_head(anatomy: Anatomy) -> None:
+    """Fold the gain of the last norm."""
+    _fold_gain(anatomy.final_norm, (anatomy.head,))
 
 
 def untie(anatomy: Anatomy, model: EmulatedModel) -> None:
@@ -59,26 +73,46 @@ def rotate_residual(model: EmulatedModel, basis: Tensor) -> None:
     for norm in _norms(anatomy):
         if not bool((norm.weight == 1).all()):
             raise ConfigError("norm gains must be fused before the residual stream is rotated")
-    here = basis.to(model.device)
-    _set(anatomy.embedding, anatomy.embedding.weight.double() @ here)
+    rotate_embedding(anatomy, basis)
     for block in anatomy.blocks:
-        for linear in (block.q, block.k, block.v, block.gate, block.up):
-            _set(linear, linear.weight.double() @ here)
-        for linear in (block.o, block.down):
-            _set(linear, here.t() @ linear.weight.double())
-            if linear.bias is not None:
-                linear.bias.data = (linear.bias.double() @ here).to(linear.bias.dtype)
-    _set(anatomy.head, anatomy.head.weight.double() @ here)
+        rotate_block(block, basis)
+    rotate_head(anatomy, basis)
     model.became(["rotate_residual", content_hash(basis.cpu().numpy().round(9).tobytes().hex())])
+
+
+def rotate_embedding(anatomy: Anatomy, basis: Tensor) -> None:
+    """Turn what the embedding writes."""
+    _turn_rows(anatomy.embedding, basis)
+
+
+def rotate_block(block: BlockParts, basis: Tensor) -> None:
+    """Turn what a block reads from the residual stream, and what it writes there."""
+    for linear in (block.q, block.k, block.v, block.gate, block.up):
+        _turn_rows(linear, basis)
+    for linear in (block.o, block.down):
+        here = basis.to(linear.weight.device)
+        _set(linear, here.t() @ linear.weight.double())
+        if linear.bias is not None:
+            linear.bias.data = (linear.bias.double() @ here).to(linear.bias.dtype)
+
+
+def rotate_head(anatomy: Anatomy, basis: Tensor) -> None:
+    """Turn what the output head reads."""
+    _turn_rows(anatomy.head, basis)
 
 
 def rotate_ffn(model: EmulatedModel) -> None:
     """Turn the input of every down projection by a Hadamard matrix, online."""
     for block in anatomy_of(model).blocks:
-        rotation = hadamard_rotation(block.down.in_features)
-        _set(block.down, rotation.apply_exact(block.down.weight.double()))
-        block.down.register_forward_pre_hook(partial(_turn_input, rotation))
+        turn_ffn(block)
     model.became("rotate_ffn")
+
+
+def turn_ffn(block: BlockParts) -> RemovableHandle:
+    """Do it for one block; the handle takes the online part away."""
+    rotation = hadamard_rotation(block.down.in_features)
+    _set(block.down, rotation.apply_exact(block.down.weight.double()))
+    return block.down.register_forward_pre_hook(partial(_turn_input, rotation))
 
 
 def rotate_values(model: EmulatedModel, *, across_heads: bool = True) -> None:
@@ -88,30 +122,44 @@ def rotate_values(model: EmulatedModel, *, across_heads: bool = True) -> None:
     heads).
     """
     anatomy = anatomy_of(model)
-    within = hadamard_rotation(anatomy.head_dim).matrix().to(model.device)
-    across = Rotation(
-        _across(anatomy.n_heads), torch.eye(anatomy.head_dim, dtype=torch.float64, device="cpu")
-    )
     for block in anatomy.blocks:
-        heads = block.v.weight.double().unflatten(0, (anatomy.n_kv_heads, anatomy.head_dim))
-        _set(block.v, (within.t() @ heads).flatten(0, 1))
-        if block.v.bias is not None:
-            bias = block.v.bias.double().view(anatomy.n_kv_heads, -1) @ within
-            block.v.bias.data = bias.flatten().to(block.v.bias.dtype)
-        columns = block.o.weight.double().unflatten(1, (anatomy.n_heads, anatomy.head_dim)) @ within
-        _set(block.o, columns.flatten(1))
+        turn_within_heads(block, anatomy)
         if across_heads:
-            _set(block.o, across.apply_exact(block.o.weight.double()))
-            block.o.register_forward_pre_hook(partial(_turn_input, across))
+            turn_across_heads(block, anatomy)
     model.became(["rotate_values", across_heads])
+
+
+def turn_within_heads(block: BlockParts, anatomy: Anatomy) -> None:
+    """Turn one block's values within each head."""
+    within = hadamard_rotation(anatomy.head_dim).matrix().to(block.v.weight.device)
+    heads = block.v.weight.double().unflatten(0, (anatomy.n_kv_heads, anatomy.head_dim))
+    _set(block.v, (within.t() @ heads).flatten(0, 1))
+    if block.v.bias is not None:
+        bias = block.v.bias.double().view(anatomy.n_kv_heads, -1) @ within
+        block.v.bias.data = bias.flatten().to(block.v.bias.dtype)
+    columns = block.o.weight.double().unflatten(1, (anatomy.n_heads, anatomy.head_dim)) @ within
+    _set(block.o, columns.flatten(1))
+
+
+def turn_across_heads(block: BlockParts, anatomy: Anatomy) -> RemovableHandle:
+    """Turn one block's attention output across heads; the handle takes the online part away."""
+    identity = torch.eye(anatomy.head_dim, dtype=torch.float64, device="cpu")
+    across = Rotation(_across(anatomy.n_heads), identity)
+    _set(block.o, across.apply_exact(block.o.weight.double()))
+    return block.o.register_forward_pre_hook(partial(_turn_input, across))
 
 
 def rotate_queries_keys(model: EmulatedModel) -> None:
     """Turn queries and keys after the rotary embedding, online: their products stay the same."""
     anatomy = anatomy_of(model)
     for block in anatomy.blocks:
-        block.attention.dse_rotation = hadamard_rotation(anatomy.head_dim)
+        turn_queries_keys(block, anatomy)
     model.became("rotate_queries_keys")
+
+
+def turn_queries_keys(block: BlockParts, anatomy: Anatomy) -> None:
+    """Do it for one block."""
+    block.attention.dse_rotation = hadamard_rotation(anatomy.head_dim)
 
 
 def quarot(model: EmulatedModel, seed: int = 0, *, online: bool = True) -> None:
@@ -210,8 +258,19 @@ def _norms(anatomy: Anatomy) -> list[Any]:
 def _fold_gain(norm: Any, linears: tuple[nn.Linear, ...]) -> None:
     gain = norm.weight.double()
     for linear in linears:
-        _set(linear, linear.weight.double() * gain)
-    norm.weight.data.fill_(1.0)
+        _set_by_rows(linear, lambda rows: rows * gain)
+    norm.weight.data = torch.ones_like(norm.weight)
+
+
+def _turn_rows(module: Any, basis: Tensor) -> None:
+    here = basis.to(module.weight.device)
+    _set_by_rows(module, lambda rows: rows @ here)
+
+
+def _set_by_rows(module: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Change a weight in float64, some rows at a time: a vocabulary of 128256 x 4096 would be 4 GB."""
+    weight = module.weight
+    _set(module, torch.cat([change(rows.double()).to(weight.dtype) for rows in weight.split(ROWS)]))
 
 
 def _set(module: Any, weight: Tensor) -> None:

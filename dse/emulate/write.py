@@ -54,18 +54,15 @@ class BlockWriter:
         self._file_of: dict[str, str] = {}
         self._size_bytes = 0
 
-    def add(self, block: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the tensors of one block by parameter name."""
-        self._write(f"model-block-{block:03d}.safetensors", tensors)
+    def add(self, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors of one part by parameter name; a head that is tied is stored as the embedding."""
+        tied = self._model.ends[1] if self._model.module.config.tie_word_embeddings else None
+        self._write(
+            f"model-{part}.safetensors", {name: tensor for name, tensor in tensors.items() if name != tied}
+        )
 
     def finish(self, document: dict[str, Any]) -> None:
-        """Write what belongs to no block, the index, configuration, tokenizer and record."""
-        names = self._model.outside_blocks()
-        with self._model.resident(names):
-            parameters = dict(self._model.module.named_parameters())
-            self._write(
-                "model-rest.safetensors", {name: parameters[name] for name in names if name in parameters}
-            )
+        """Write the index, configuration, tokenizer and record."""
         index = {"metadata": {"total_size": self._size_bytes}, "weight_map": self._file_of}
         (self._folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         self._model.module.config.save_pretrained(str(self._folder))

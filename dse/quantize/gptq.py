@@ -172,7 +172,7 @@ def gptq(
 
 def _picked(h: Tensor, channels: Tensor) -> Tensor:
     """Return ``h`` (C, C) for some channels in their order; itself where those are all, as they are."""
-    if torch.equal(channels, torch.arange(len(h))):
+    if torch.equal(channels, torch.arange(len(h), device=h.device)):
         return h
     return h[channels[:, None], channels]
 
