@@ -65,7 +65,9 @@ def test_stores_count_in_the_bits(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert low_rank.measured.kl_nats < plain.measured.kl_nats
 
 
-@pytest.mark.parametrize(("name", "on_disk"), [("rotate-gptq-int4", False), ("rotate-gptq-int4", True), ("gptq-int4", True)])
+@pytest.mark.parametrize(
+    ("name", "on_disk"), [("rotate-gptq-int4", False), ("rotate-gptq-int4", True), ("gptq-int4", True)]
+)
 def test_written_weights_are_those_that_were_measured(
     name: str, on_disk: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
