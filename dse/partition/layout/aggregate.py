@@ -16,6 +16,7 @@ import numpy as np
 
 from dse.partition.layout.classes import LayerClass, StageClasses, least_hops_s
 from dse.partition.layout.program import Linear, Program, plus, times
+from dse.partition.layout.rates import RateWindow
 from dse.partition.problem import Array, Goal, Objective, PipelineProblem
 
 TOLERANCE_FRAC = 1e-6  # of the solver: bounds are lowered by it
@@ -30,7 +31,10 @@ class Aggregate:
 
 
 class Aggregation:
-    """The program of one pair of micro-batches; groupings that were looked at are excluded one by one."""
+    """The program of one pair of micro-batches; groupings that were looked at are excluded one by one.
+
+    Only those are meant whose devices together draw or cost what is within the ``windows``.
+    """
 
     def __init__(
         self,
@@ -40,8 +44,10 @@ class Aggregation:
         goal: Goal,
         p: int,
         d: int,
+        windows: tuple[RateWindow, ...] = (),
     ) -> None:
         self.problem, self.goal, self.p, self.d = problem, goal, p, d
+        self.windows = windows
         self.stages, self.layers = stages, layers
         self.classes, self.n_devices = stages.classes, stages.n_devices
         self.hops = least_hops_s(problem, stages, p, d)
@@ -49,7 +55,17 @@ class Aggregation:
         self.m = problem.n_decode_passes(problem.decode_micro_batches[d])
         self.excluded: list[tuple[int, ...]] = []
         self._layer_columns: list[Linear] = []
-        self._least_time_s: float | None = None
+
+    def halves(self) -> list[Aggregation]:
+        """Return the programs of both halves of a window; none where no window can be split."""
+        for i, window in enumerate(self.windows):
+            parts = window.halves()
+            if parts:
+                return [self._within((*self.windows[:i], part, *self.windows[i + 1 :])) for part in parts]
+        return []
+
+    def _within(self, windows: tuple[RateWindow, ...]) -> Aggregation:
+        return Aggregation(self.problem, self.stages, self.layers, self.goal, self.p, self.d, windows)
 
     def solve(self, cutoff: float, *, integer: bool = True, time_limit_s: float = 10.0) -> Aggregate:
         """Return the bound; groupings whose value is at or above ``cutoff`` need not be told apart.
@@ -85,6 +101,13 @@ class Aggregation:
                 program.at_most({following: 1.0}, {one: 1.0})
         for devices, available in self._device_limits(used):
             program.at_most(devices, available)
+        for window in self.windows:
+            for rate, columns in zip(window.of_classes, used, strict=True):
+                if rate is None or rate > window.high * (1 + TOLERANCE_FRAC):
+                    program.upper[columns[0]] = 0.0
+            rates = _rates(window, used)
+            program.at_most(rates, window.high * (1 + TOLERANCE_FRAC))
+            program.at_most(times(rates, -1.0), -window.low * (1 - TOLERANCE_FRAC))
         return used
 
     def _device_limits(self, of_stages: list[list[int]]) -> Iterator[tuple[Linear, float]]:
@@ -211,43 +234,21 @@ class Aggregation:
             program.at_most({slow: 1.0}, {period: 1.0})
             program.at_most(plus(prefill, times(decode, float(rounds))), {period: 1.0})
             found["throughput"] = {period: 1.0}
-        if wanted & {"energy", "cost"}:
-            self._add_rates(program, used, sums, found)
+        joules = [times(joules, 1 / self._n_tokens) for joules in sums["joules"]]
+        for window in self.windows:
+            product = self._add_product(program, window, used, found["time"], cutoff)
+            found[window.name] = plus(product, *(joules if window.name == "energy" else []))
         return found
 
-    def _add_rates(
-        self,
-        program: Program,
-        used: list[list[int]],
-        sums: dict[str, list[Linear]],
-        found: dict[Objective, Linear],
-    ) -> None:
-        """Add energy and cost: what every stage draws or costs over the whole time, a product with 0 or 1."""
-        problem = self.problem
-        n_tokens, longest = problem.batch * problem.output_tokens, self._longest_s()
-        shortest = self._shortest_s()
-        whole: list[Linear] = []
-        for columns in used:
-            each: Linear = {}
-            for column in columns:
-                share = program.column()
-                program.at_most(plus(found["time"], {column: longest, share: -1.0}), longest)
-                program.at_most({column: shortest, share: -1.0}, 0.0)
-                each[share] = 1.0
-            whole.append(each)
-        if "energy" in self.goal.quantities and problem.energy is not None:
-            static = [float(problem.energy.static_w[c.device]) / n_tokens for c in self.classes]
-            parts = [times(each, watts) for each, watts in zip(whole, static, strict=True)]
-            found["energy"] = plus(*parts, *(times(joules, 1 / n_tokens) for joules in sums["joules"]))
-        if "cost" in self.goal.quantities and problem.price_usd_per_h is not None:
-            parts = []
-            for each, entry, columns in zip(whole, self.classes, used, strict=True):
-                price = problem.price_usd_per_h[entry.device]
-                if price is None:
-                    program.upper[columns[0]] = 0.0
-                else:
-                    parts.append(times(each, price / 3600 / n_tokens * 1e6))
-            found["cost"] = plus(*parts)
+    def _add_product(
+        self, program: Program, window: RateWindow, used: list[list[int]], time_s: Linear, cutoff: float
+    ) -> Linear:
+        """Add the rate times the time, above McCormick's planes (1976) through the ends of the window."""
+        longest, product = self._longest_s(cutoff), program.column()
+        program.at_most(times(time_s, window.low), {product: 1.0})
+        above = plus(times(time_s, window.high), times(_rates(window, used), longest), {product: -1.0})
+        program.at_most(above, window.high * longest)
+        return {product: window.scale}
 
     def _slowest(
         self, program: Program, used: list[list[int]], sums: list[Linear], unit: Array, limit: float
@@ -273,19 +274,18 @@ class Aggregation:
                 program.at_most(layers, dict.fromkeys(columns, float(most)))
         for devices, available in self._device_limits(products):
             program.at_most(devices, {slowest: available})
+        for window in self.windows:
+            rates = _rates(window, products)
+            program.at_most(rates, {slowest: window.high * (1 + TOLERANCE_FRAC)})
+            program.at_most({slowest: window.low * (1 - TOLERANCE_FRAC)}, rates)
         return slowest
 
     def _limits(self, cutoff: float) -> dict[str, float]:
         """Return what the slowest stage can take at most in a plan below the cutoff and within the bounds."""
         k, m, rounds = self.k, self.m, self._rounds
-        slow_p = sum(c.n_layers * float(c.prefill_s[self.p].max()) for c in self.layers)
-        slow_d = sum(c.n_layers * float(c.decode_s[self.d].max()) for c in self.layers)
-        slow_p += float(self.problem.first_prefill_s.max() + self.problem.last_prefill_s.max())
-        slow_d += float(self.problem.first_decode_s.max() + self.problem.last_decode_s.max())
-        if self.problem.handover_s is not None:
-            slow_p = max(slow_p, float(self.problem.handover_s[self.p]))
+        slow_p, slow_d = self._all_on_the_slowest_s()
         limits = {"prefill": slow_p, "decode": slow_d, "busy": k * slow_p + rounds * m * slow_d}
-        for name, most in [*self.goal.bounds.items(), (self.goal.objective, cutoff)]:
+        for name, most in [*self._most(cutoff).items(), ("time", self._longest_s(cutoff))]:
             if name in ("time", "ttft"):
                 limits["prefill"] = min(limits["prefill"], most / k)
             if name == "time" and rounds > 0:
@@ -296,25 +296,34 @@ class Aggregation:
                 limits["busy"] = min(limits["busy"], most)
         return limits
 
-    def _shortest_s(self) -> float:
-        """Return what the batch takes at least with these micro-batches."""
-        if self._least_time_s is None:
-            goal = Goal(
-                self.goal.formula, max_penalty=self.goal.max_penalty, max_devices=self.goal.max_devices
-            )
-            alone = Aggregation(self.problem, self.stages, self.layers, goal, self.p, self.d)
-            self._least_time_s = alone.solve(float("inf"), integer=False).bound
-        return self._least_time_s if self._least_time_s < float("inf") else 0.0
+    def _most(self, cutoff: float) -> dict[Objective, float]:
+        """Return what the quantities are at most in a plan below the cutoff and within the bounds."""
+        found = self.goal.bounds
+        found[self.goal.objective] = min(cutoff, found.get(self.goal.objective, cutoff))
+        return found
 
-    def _longest_s(self) -> float:
-        """Return what the batch takes at most in any plan worth looking at."""
-        if "time" in self.goal.bounds:
-            return self.goal.bounds["time"]
-        limits = self._limits(float("inf"))
+    def _longest_s(self, cutoff: float) -> float:
+        """Return what the batch takes at most in a plan below the cutoff and within the bounds."""
+        slow_p, slow_d = self._all_on_the_slowest_s()
         n_hops = sum(c.n_layers for c in self.layers)
         hop_s = float(self.problem.hop_prefill_s.max() + self._rounds * self.problem.hop_decode_s.max())
-        longest = self.k * limits["prefill"] + self._rounds * self.m * limits["decode"]
-        return 2 * (longest + self.k * n_hops * hop_s)
+        longest = 2 * (self.k * slow_p + self._rounds * self.m * slow_d + self.k * n_hops * hop_s)
+        most = self._most(cutoff)
+        for window in self.windows:
+            if window.low > 0 and window.name in most:
+                longest = min(longest, most[window.name] / (window.scale * window.low))
+        return min(longest, most.get("time", longest))
+
+    def _all_on_the_slowest_s(self) -> tuple[float, float]:
+        """Return the prefill and the decode of all layers, one after the other, where each is slowest."""
+        problem = self.problem
+        prefill = sum(c.n_layers * float(c.prefill_s[self.p].max()) for c in self.layers)
+        decode = sum(c.n_layers * float(c.decode_s[self.d].max()) for c in self.layers)
+        prefill += float(problem.first_prefill_s.max() + problem.last_prefill_s.max())
+        decode += float(problem.first_decode_s.max() + problem.last_decode_s.max())
+        if problem.handover_s is not None:
+            prefill = max(prefill, float(problem.handover_s[self.p]))
+        return prefill, decode
 
     def _units(self, weight_p: float, weight_d: float) -> Array:
         """Return (C) the least weighted time of any layer on each class."""
@@ -350,8 +359,22 @@ class Aggregation:
         return self.problem.output_tokens - 1
 
     @property
+    def _n_tokens(self) -> int:
+        return self.problem.batch * self.problem.output_tokens
+
+    @property
     def _counts_penalty(self) -> bool:
         return self.goal.theta_s > 0 or self.goal.max_penalty is not None
+
+
+def _rates(window: RateWindow, of_stages: list[list[int]]) -> Linear:
+    """Return what the stages draw or cost together."""
+    return {
+        column: rate
+        for rate, columns in zip(window.of_classes, of_stages, strict=True)
+        if rate
+        for column in columns
+    }
 
 
 def _choices(layers: LayerClass, device: int, p: int, d: int, *, with_penalty: bool) -> list[int]:

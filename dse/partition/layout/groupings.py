@@ -18,6 +18,7 @@ from dse.partition.groups import group_sequences
 from dse.partition.lanes import LaneFactory
 from dse.partition.layout.aggregate import Aggregation
 from dse.partition.layout.classes import StageClasses, layer_classes
+from dse.partition.layout.rates import rate_windows
 from dse.partition.problem import Goal, PipelineProblem, Solution, Status
 from dse.partition.solve import OPTIMAL_GAP_FRAC, Planner
 from hardware_specs.spec import Cluster
@@ -53,82 +54,94 @@ class GroupingSearch:
             limits,
         )
         self.layers = layer_classes(problem)
+        self.windows = rate_windows(problem, stages, goal, limits.gap_frac)
         n_layers = problem.memory_bytes.shape[0]
         listed = group_sequences(
             cluster, stages.groups, n_layers, max_devices=goal.max_devices, limit=MAX_LISTED
         )
         self.listed = None if listed is None else self._by_counts(listed)
+        self.counter = itertools.count()
+        self.heap: list[tuple[float, int, Aggregation]] = []
+        self.value, self.settled = float("inf"), float("inf")
+        self.best: Solution | None = None
+        self.deadline: float | None = None
 
     def run(self, cutoff: float | None = None) -> Solution:
         """Return the best plan with the bound for all groupings; "infeasible" if none beats the cutoff."""
         began = time.monotonic()
         # the last program and the last placement end a little late
-        deadline = None if self.limits.time_s is None else began + LIMIT_PART * self.limits.time_s
-        best: Solution | None = None
-        value = float("inf") if cutoff is None else cutoff
-        heap, settled = self._pairs(value)
-        while heap:
-            bound, _, pair = heapq.heappop(heap)
-            if bound >= self._good_enough(value):
-                settled = min(settled, bound)
-                break
-            left = PROGRAM_S if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                settled = min(settled, bound)
-                break
-            proposal = pair.solve(self._good_enough(value), time_limit_s=min(PROGRAM_S, left))
-            if proposal.counts is None:
-                settled = min(settled, max(bound, proposal.bound))
-                continue
-            bound = max(bound, proposal.bound)
-            found, proven = self._placed(pair, proposal.counts, value, deadline)
-            settled = min(settled, proven if proven is not None else bound)
-            if found is not None and found.value is not None and found.value < value:
-                value, best = found.value, found
-            pair.excluded.append(proposal.counts)
-            heapq.heappush(heap, (bound, len(pair.excluded) * 10_000 + pair.p * 100 + pair.d, pair))
-        if heap:
-            settled = min(settled, heap[0][0])
-        return self._answer(best, value, settled, time.monotonic() - began)
-
-    def _good_enough(self, value: float) -> float:
-        return value - self.limits.gap_frac * abs(value) if value < float("inf") else value
-
-    def _pairs(self, value: float) -> tuple[list[tuple[float, int, Aggregation]], float]:
-        """Return a heap of the pairs of micro-batches with their linear bounds."""
-        heap: list[tuple[float, int, Aggregation]] = []
+        self.deadline = None if self.limits.time_s is None else began + LIMIT_PART * self.limits.time_s
+        self.value = float("inf") if cutoff is None else cutoff
         for p, d in LaneFactory(self.problem, self.goal).pairs():
-            pair = Aggregation(self.problem, self.stages, self.layers, self.goal, p, d)
-            bound = pair.solve(self._good_enough(value), integer=False).bound
-            if bound < float("inf"):
-                heapq.heappush(heap, (bound, p * 100 + d, pair))
-        return heap, float("inf")
+            whole = Aggregation(self.problem, self.stages, self.layers, self.goal, p, d, self.windows)
+            self._push(whole)
+        while self.heap and self.heap[0][0] < self._target and self._left(PROGRAM_S) > 0:
+            bound, _, part = heapq.heappop(self.heap)
+            halves = part.halves()
+            for half in halves:
+                self._push(half, bound)
+            if not halves:
+                self._explore(part, bound)
+        if self.heap:
+            self._settle(self.heap[0][0])
+        return self._answer(time.monotonic() - began)
 
-    def _placed(
-        self, pair: Aggregation, counts: Sequence_, value: float, deadline: float | None
-    ) -> tuple[Solution | None, float | None]:
+    @property
+    def _target(self) -> float:
+        """What a plan must be below to be looked for."""
+        if self.value == float("inf"):
+            return self.value
+        return self.value - self.limits.gap_frac * abs(self.value)
+
+    def _left(self, most: float) -> float:
+        return most if self.deadline is None else min(most, self.deadline - time.monotonic())
+
+    def _settle(self, bound: float) -> None:
+        """Note that plans that are not looked for any more may be as low as this."""
+        self.settled = min(self.settled, bound)
+
+    def _push(self, part: Aggregation, bound: float = 0.0) -> None:
+        """Keep a part of the search with its linear bound, unless nothing in it is good enough."""
+        bound = max(bound, part.solve(self._target, integer=False).bound)
+        if bound == float("inf"):
+            self._settle(self._target)
+        else:
+            heapq.heappush(self.heap, (bound, next(self.counter), part))
+
+    def _explore(self, part: Aggregation, bound: float) -> None:
+        """Place the best grouping of a part; what is left of it then is kept."""
+        proposal = part.solve(self._target, time_limit_s=self._left(PROGRAM_S))
+        bound = max(bound, proposal.bound)
+        if proposal.counts is None:
+            self._settle(min(bound, self._target))
+            return
+        found, proven = self._placed(part, proposal.counts)
+        self._settle(bound if proven is None else proven)
+        if found.value is not None and found.value < self.value:
+            self.value, self.best = found.value, found
+        part.excluded.append(proposal.counts)
+        heapq.heappush(self.heap, (bound, next(self.counter), part))
+
+    def _placed(self, part: Aggregation, counts: Sequence_) -> tuple[Solution, float | None]:
         """Return the best plan of a grouping, and what is proven for all its orders (None: nothing)."""
         orders = self._orders(counts)
-        problem = replace(only_pair(self.problem, pair.p, pair.d), orders=orders.sequences, allow_empty=False)
-        left = PLACEMENT_S if deadline is None else max(0.5, min(PLACEMENT_S, deadline - time.monotonic()))
-        goal = replace(self.goal, max_devices=None)
-        planner = Planner(problem, goal, Limits(time_s=left, gap_frac=self.limits.gap_frac))
-        cutoff = value if value < float("inf") else None
-        solution = planner.solve(goal.max_penalty, explain=False, cutoff=cutoff)
+        problem = replace(only_pair(self.problem, part.p, part.d), orders=orders.sequences, allow_empty=False)
+        limits = Limits(time_s=max(0.5, self._left(PLACEMENT_S)), gap_frac=self.limits.gap_frac)
+        planner = Planner(problem, replace(self.goal, max_devices=None), limits)
+        cutoff = self.value if self.value < float("inf") else None
+        solution = planner.solve(self.goal.max_penalty, explain=False, cutoff=cutoff)
         if not orders.complete:
             return solution, None
-        if solution.bound is not None:
-            return solution, solution.bound
-        return None, value
+        return solution, self._target if solution.bound is None else solution.bound
 
-    def _answer(self, best: Solution | None, value: float, settled: float, time_s: float) -> Solution:
-        if best is None:
-            bound = settled if settled < float("inf") else None
+    def _answer(self, time_s: float) -> Solution:
+        if self.best is None:
+            bound = self.settled if self.settled < float("inf") else None
             return Solution("infeasible", None, None, bound, None, time_s, None, "")
-        bound = min(settled, value)
-        gap_frac = (value - bound) / abs(value) if value != bound else 0.0
+        bound = min(self.settled, self.value)
+        gap_frac = (self.value - bound) / abs(self.value) if self.value != bound else 0.0
         status: Status = "optimal" if gap_frac <= OPTIMAL_GAP_FRAC else "feasible"
-        return replace(best, status=status, bound=bound, gap_frac=gap_frac, time_s=time_s)
+        return replace(self.best, status=status, bound=bound, gap_frac=gap_frac, time_s=time_s)
 
     def _by_counts(self, sequences: Sequence[Sequence_]) -> dict[Sequence_, list[Sequence_]]:
         class_of = {i: c for c, entry in enumerate(self.stages.classes) for i in entry.members}
