@@ -89,13 +89,13 @@ class GgufSource:
                 parsed_parameters=made,
             )
             if result.name is not None:  # else the processor has put it into its place
-                made["tensors"][name] = torch.from_numpy(np.copy(result.weights))
+                made["tensors"][name] = torch.as_tensor(np.copy(result.weights), device="cpu")
         return made["tensors"][name].to(STORED_DTYPE)
 
     def _by_rows(self, part: _Stored, data: NDArray[Any]) -> Tensor:
         """Expand some rows at a time: all of a vocabulary in float32 would be twice what is kept."""
         parts = [
-            torch.from_numpy(self._expanded(part, data[start : start + _ROWS])).to(STORED_DTYPE)
+            torch.as_tensor(self._expanded(part, data[start : start + _ROWS]), device="cpu").to(STORED_DTYPE)
             for start in range(0, len(data), _ROWS)
         ]
         return torch.cat(parts)

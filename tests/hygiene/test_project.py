@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -75,3 +76,49 @@ def test_files_stay_small() -> None:
         if (n := len(path.read_text().splitlines())) > 500
     }
     assert long == {}
+
+
+FACTORIES = (
+    *(
+        "arange",
+        "as_tensor",
+        "empty",
+        "eye",
+        "from_numpy",
+        "frombuffer",
+        "full",
+        "linspace",
+        "logspace",
+        "ones",
+    ),
+    *(
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+        "scalar_tensor",
+        "tensor",
+        "tril_indices",
+        "triu_indices",
+        "zeros",
+    ),
+)
+
+
+def test_every_tensor_says_where_it_is_made() -> None:
+    """A tensor made on the processor by default meets others on CUDA only where nobody has a test for it.
+
+    Numpy arrays become tensors by ``torch.as_tensor(..., device=...)``.
+    """
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.func)}"
+        for package in ("emulate", "quantize", "sensitivity", "evaluate")
+        for path in sorted((ROOT / "dse" / package).glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "torch"
+        and node.func.attr in FACTORIES
+        and not any(keyword.arg == "device" for keyword in node.keywords)
+    ]
+    assert silent == []
