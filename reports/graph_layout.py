@@ -10,7 +10,6 @@ from dse.graph.view import extent_text
 BOX_WIDTH, BOX_HEIGHT = 172, 44
 GAP_X, GAP_Y = 22, 34
 MARGIN = 60
-PORT = ("in", "out")
 
 
 @dataclass(frozen=True)

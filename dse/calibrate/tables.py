@@ -99,7 +99,6 @@ FOLDERS = {
     B60: "b60",
 }
 CALIBRATED = (A100, H100, L40S, RTX)
-NEVER = (H200, B200, B60)
 TRT = ("trtllm", "1.3.0rc20")
 TRT_A100 = ("trtllm", "1.0.0")
 LIBRARIES = {A100: TRT_A100, B60: ("vllm", "0.20.0")}

@@ -41,11 +41,6 @@ class Workload:
         """Positions in the cache after the last token."""
         return self.prompt_tokens + self.output_tokens
 
-    @property
-    def mean_decode_context(self) -> float:
-        """Mean number of positions attended to over the decode steps (the first token comes from prefill)."""
-        return self.prompt_tokens + self.output_tokens / 2
-
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
         return asdict(self)

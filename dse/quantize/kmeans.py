@@ -139,10 +139,6 @@ class KMeansQuantizer(GroupScaled):
         clean = groups.nan_to_num(0.0, 0.0, 0.0)
         return Scales(stored_levels(lloyd(clean, grid_levels(clean, 1 << fmt.bits)), groups))
 
-    def fit_weighted(self, groups: Tensor, weights: Tensor, fmt: NumberFormat) -> Scales:
-        """Return the levels that minimise sum w (x - level)^2; groups and weights are (R, C)."""
-        return Scales(stored_levels(lloyd(groups, grid_levels(groups, 1 << fmt.bits), weights), groups))
-
     def round_(self, groups: Tensor, scales: Scales, fmt: NumberFormat) -> None:  # noqa: ARG002
         """Round in place to the nearest level."""
         groups.copy_(look_up(nearest(groups, scales.scale), scales.scale))
