@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from dse.policy import RuntimePolicy
 
 PROTOCOL = 1
 BATCH_TOKENS = 1024
+SCORED_ROWS = 256  # positions whose logits a score copies at a time
 
 Progress = Callable[[int, int], None]
 
@@ -167,25 +168,44 @@ class QualityEvaluator:
         """Return the quality from a forward pass, without looking at the cache."""
         return self._measure(formats, self.policy, progress)
 
+    def mean_over_tokens(
+        self, formats: TensorFormats, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> float:
+        """Return the mean of a score over all positions, from a forward pass.
+
+        Args:
+            formats: what is quantized.
+            score: (n,) of the reference's probabilities (n, V) and the quantized model's logits (n, V).
+        """
+        parts = []
+        for batch, logits in self._forwards(formats, self.policy):
+            rows = logits.flatten(0, 1).split(SCORED_ROWS)
+            for p, part in zip(batch.scores.probabilities.split(SCORED_ROWS), rows, strict=True):
+                parts.append(score(p, part))
+        return float(torch.cat(parts).double().mean())
+
     def _measure(self, formats: TensorFormats, policy: RuntimePolicy, progress: Progress | None) -> Quality:
         batches = self._reference_batches()
         if formats.is_reference and policy.is_default:
             return self._quality([of_reference(batch.scores) for batch in batches], 0.0)
-        ranges = self._ranges_for(policy)
-        first = 0 if not policy.is_default else formats.first_layer or 0
         start_s = time.perf_counter()
         scores: list[TokenScores] = []
-        with applied_with(self.model, formats, policy, ranges):
-            for batch in batches:
-                scores.append(self._score(batch, first))
-                if progress is not None:
-                    progress(sum(len(part.kl) for part in scores), self.sample.n_tokens)
+        for batch, logits in self._forwards(formats, policy):
+            scores.append(compare(logits, batch.ids, batch.scores))
+            if progress is not None:
+                progress(sum(len(part.kl) for part in scores), self.sample.n_tokens)
         return self._quality(scores, time.perf_counter() - start_s)
 
-    def _score(self, batch: _ReferenceBatch, first_layer: int) -> TokenScores:
-        """Run one batch, from the first block that differs on where the blocks before are known."""
-        with torch.inference_mode(), self.model.replayed(batch.prefix[:first_layer]):
-            return compare(self.model.logits(batch.ids), batch.ids, batch.scores)
+    def _forwards(
+        self, formats: TensorFormats, policy: RuntimePolicy
+    ) -> Iterator[tuple[_ReferenceBatch, torch.Tensor]]:
+        """Yield (batch, its logits), run from the first block that differs where those before are known."""
+        batches = self._reference_batches()
+        first = 0 if not policy.is_default else formats.first_layer or 0
+        with applied_with(self.model, formats, policy, self._ranges_for(policy)):
+            for batch in batches:
+                with torch.inference_mode(), self.model.replayed(batch.prefix[:first]):
+                    yield batch, self.model.logits(batch.ids)
 
     def _ranges_for(self, policy: RuntimePolicy) -> Ranges | None:
         """Return ranges of static activations, measured once on the full-precision model."""

@@ -13,7 +13,6 @@ import dse.sensitivity.control
 import dse.sensitivity.divergence
 import dse.sensitivity.gradients
 import dse.sensitivity.inputs
-import dse.sensitivity.kl
 import dse.sensitivity.variance  # noqa: F401  (registers its metrics)
 from dse.content import canonical_json, content_hash, write_atomic
 from dse.evaluate.quality import QualityEvaluator
