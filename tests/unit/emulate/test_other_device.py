@@ -167,13 +167,17 @@ def test_recipes_and_policies_in_a_model(folder: Path, case: str) -> None:
     assert moved == _measured(folder, torch.device("cpu"), *CASES[case])
 
 
-def test_block_by_block(folder: Path) -> None:
+@pytest.mark.parametrize("case", ["everything rounded", "static", "phases", "awq, clipped", "smooth", "rotated"])
+def test_block_by_block(folder: Path, case: str) -> None:
+    precision, recipe, policy = CASES[case]
+
     def measured(device: torch.device) -> tuple[Quality, Quality]:
         model = StreamedModel.open(folder, GRAPH, UNITS, dtype="float32", device=device)
         names = tuple(unit.name for unit in UNITS)
-        formats = model.formats_of(Assignment.uniform(names, parse_precision(ALL)))
-        how = WeightRecipe(quantizer="gptq")
-        done = quantize_block_by_block(model, formats, how, _sample(0, "evaluation"), calibration=_sample(1))
+        formats = model.formats_of(Assignment.uniform(names, parse_precision(precision)))
+        done = quantize_block_by_block(
+            model, formats, recipe, _sample(0, "evaluation"), calibration=_sample(1), policy=policy
+        )
         return done.measured, done.baseline
 
     with other_device() as there:
