@@ -167,7 +167,9 @@ def test_recipes_and_policies_in_a_model(folder: Path, case: str) -> None:
     assert moved == _measured(folder, torch.device("cpu"), *CASES[case])
 
 
-@pytest.mark.parametrize("case", ["everything rounded", "static", "phases", "awq, clipped", "smooth", "rotated"])
+@pytest.mark.parametrize(
+    "case", ["everything rounded", "static", "phases", "awq, clipped", "smooth", "rotated"]
+)
 def test_block_by_block(folder: Path, case: str) -> None:
     precision, recipe, policy = CASES[case]
 
