@@ -2,118 +2,170 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
 import typer
 
 from dse.cli import options
+from dse.cli.groups import add_command
 from dse.cli.output import emit_json, note, table
 from dse.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dse.evaluate.quality import QualityEvaluator
+    from dse.formats.precision import Precision
     from dse.graph.units import Unit
     from dse.sensitivity.table import SensitivityTable
+    from studies.schema import QualitySpec
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("sensitivity")(sensitivity)
+    add_command(app, "sensitivity", sensitivity)
 
 
-def sensitivity(
-    model: str = options.MODEL,
+@dataclass(frozen=True)
+class MetricOptions:
+    """What is measured, and of how many units."""
+
     metric: str = typer.Option(
         "kl",
         "--metric",
         help="kl or jsd (measured); variance, variance_stochastic, output_mse, first_order, fisher, "
         "hessian_trace, trace_error, obs_salience, obs_error, activation_norm, random.",
-    ),
+    )
     compare: bool = typer.Option(
         False, "--compare", help="Every metric's rank correlation with measured KL instead of one table."
-    ),
+    )
     sample: int | None = typer.Option(
         None, "--sample", min=3, help="Only so many units, drawn by the seed, not all of the model's."
-    ),
+    )
     relative_error: float | None = typer.Option(
         None,
         "--relative-error",
         help="Of measured KL: stop each cell when its standard error is this share of it, e.g. 0.25; all "
         "precisions of a unit in one pass. Worth it from about 4096 tokens on.",
-    ),
+    )
+
+    def check(self, granularity: str, n_units: int) -> None:
+        """Refuse what cannot be measured together.
+
+        Raises:
+            ConfigError: no such metric, or options that exclude each other.
+        """
+        from dse.sensitivity.metric import METRICS
+
+        METRICS.get(self.metric)
+        if self.relative_error is not None and (self.compare or self.metric != "kl"):
+            raise ConfigError("--relative-error is for one table of measured KL (--metric kl)")
+        if self.compare and granularity == "block" and n_units < 3:
+            raise ConfigError("a correlation over fewer than 3 units says nothing (try --granularity linear)")
+
+    def measure(
+        self, evaluator: QualityEvaluator, units: tuple[Unit, ...], precisions: tuple[Precision, ...]
+    ) -> SensitivityTable:
+        """Return the table of the metric, finished cells read from the cache."""
+        from dse.cli.progress import ConsoleProgress
+        from dse.sensitivity.measure import measure_sensitivity
+        from dse.sensitivity.measure_sampled import measure_sampled
+        from studies.measuring import sensitivity_cache
+
+        cache = sensitivity_cache()
+        with ConsoleProgress() as progress:
+            progress.step(f"measuring {self.metric} of {len(units)} units at {len(precisions)} precisions")
+            advance = progress.advance
+            if self.relative_error is None:
+                return measure_sensitivity(
+                    self.metric, evaluator, units, precisions, cache=cache, progress=advance
+                )
+            error = self.relative_error
+            return measure_sampled(evaluator, units, precisions, error, cache=cache, progress=advance)
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """The text on which each unit is quantized alone, and where."""
+
+    corpus: str | None = options.CORPUS
+    tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens.")
+    sequence_length: int = options.SEQUENCE
+    bos: bool = options.BOS
+    device: str | None = options.DEVICE
+    seed: int = options.SEED
+
+    def quality(self) -> QualitySpec:
+        """Return them as a study has them.
+
+        Raises:
+            ConfigError: fewer tokens than one sequence.
+        """
+        from studies.schema import QualitySpec
+
+        options.check_sizes(tokens=self.tokens, sequence_length=self.sequence_length)
+        return QualitySpec(
+            corpus=self.corpus,
+            sensitivity_tokens=self.tokens,
+            sequence_length=self.sequence_length,
+            bos=self.bos,
+        )
+
+
+def sensitivity(
+    what: MetricOptions,
+    text: CalibrationOptions,
+    model: str = options.MODEL,
     precisions: str = options.PRECISIONS,
     granularity: str = options.GRANULARITY,
     runtime: str = options.RUNTIME,
-    corpus: str | None = options.CORPUS,
-    tokens: int = typer.Option(1024, "--tokens", help="Calibration tokens."),
-    sequence_length: int = options.SEQUENCE,
-    bos: bool = options.BOS,
-    device: str | None = options.DEVICE,
-    seed: int = options.SEED,
     as_json: bool = options.JSON,
 ) -> None:
     """Measure the penalty of every unit at every precision, each quantized alone."""
-    from dse.cli.progress import ConsoleProgress
     from dse.graph.cache import load_graph
     from dse.graph.units import units_of
     from hardware_specs.loader import load_runtime
     from studies.catalogue import resolve_model
-    from studies.schema import QualitySpec
     from studies.weights import with_weights
 
     choices = options.precisions_of(precisions)
     ties = load_runtime(runtime).ties
-    options.check_sizes(tokens=tokens, sequence_length=sequence_length)
-    quality = QualitySpec(corpus=corpus, sensitivity_tokens=tokens, sequence_length=sequence_length, bos=bos)
+    quality = text.quality()
     source = with_weights(resolve_model(model), note)
     graph = load_graph(source)
     every = units_of(graph, granularity, ties)
-    units = _drawn(every, sample, seed)
+    units = _drawn(every, what.sample, text.seed)
+    what.check(granularity, len(units))
 
-    from dse.sensitivity.measure import measure_sensitivity
-    from dse.sensitivity.measure_sampled import measure_sampled
+    from studies.measuring import Bench
+
+    evaluator = Bench.of(source, graph, every, quality, text.seed, text.device).sensitivity_evaluator()
+    if what.compare:
+        _show_comparison(model, len(every), _all_metrics(evaluator, units, choices), as_json=as_json)
+    elif as_json:
+        emit_json(what.measure(evaluator, units, choices).to_json())
+    else:
+        _show_table(model, what.measure(evaluator, units, choices))
+
+
+def _all_metrics(
+    evaluator: QualityEvaluator, units: tuple[Unit, ...], precisions: tuple[Precision, ...]
+) -> dict[str, SensitivityTable]:
+    """Return the table of every metric, measured KL first."""
     from dse.sensitivity.metric import METRICS
-    from studies.measuring import Bench, sensitivity_cache
 
-    METRICS.get(metric)
-    if relative_error is not None and (compare or metric != "kl"):
-        raise ConfigError("--relative-error is for one table of measured KL (--metric kl)")
-    if compare and granularity == "block" and len(units) < 3:
-        raise ConfigError("a correlation over fewer than 3 units says nothing (try --granularity linear)")
-    evaluator = Bench.of(source, graph, every, quality, seed, device).sensitivity_evaluator()
-    if compare:
-        with ConsoleProgress() as progress:
-            tables = {}
-            for name in ("kl", *(other for other in METRICS if other != "kl")):
-                progress.step(f"measuring {name} of {len(units)} units at {len(choices)} precisions")
-                tables[name] = measure_sensitivity(
-                    name, evaluator, units, choices, cache=sensitivity_cache(), progress=progress.advance
-                )
-        _show_comparison(model, len(every), tables, as_json=as_json)
-        return
-    with ConsoleProgress() as progress:
-        progress.step(f"measuring {metric} of {len(units)} units at {len(choices)} precisions")
-        if relative_error is None:
-            measured = measure_sensitivity(
-                metric, evaluator, units, choices, cache=sensitivity_cache(), progress=progress.advance
-            )
-        else:
-            measured = measure_sampled(
-                evaluator,
-                units,
-                choices,
-                relative_error,
-                cache=sensitivity_cache(),
-                progress=progress.advance,
-            )
-    if as_json:
-        emit_json(measured.to_json())
-        return
+    names = ("kl", *(other for other in METRICS if other != "kl"))
+    return {
+        name: MetricOptions(name, False, None, None).measure(evaluator, units, precisions) for name in names
+    }
+
+
+def _show_table(model: str, measured: SensitivityTable) -> None:
     table(
-        f"{model}: {metric} in {measured.unit} ({measured.provenance}, {measured.n_tokens} tokens)",
-        ("unit", *(precision.weights.name for precision in choices)),
+        f"{model}: {measured.metric} in {measured.unit} ({measured.provenance}, {measured.n_tokens} tokens)",
+        ("unit", *(precision.weights.name for precision in measured.precisions)),
         [
-            (name, *(_cell(measured, row, column) for column in range(len(choices))))
+            (name, *(_cell(measured, row, column) for column in range(len(measured.precisions))))
             for row, name in enumerate(measured.units)
         ],
     )
