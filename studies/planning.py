@@ -202,10 +202,9 @@ def _resolved_metric(study: Study) -> tuple[Study, bool]:
         metric = "variance" if source.has_weights or source.checkpoint is not None else "noise"
     if metric == "noise":
         return replace(study, metric=NOISE), False
-    import dse.sensitivity.measure  # noqa: F401  (registers the metrics)
-    from dse.sensitivity.metric import METRICS
+    from dse.sensitivity.measure import registered_metrics
 
-    METRICS.get(metric)
+    registered_metrics().get(metric)
     return replace(study, metric=metric), True
 
 

@@ -55,9 +55,9 @@ class MetricOptions:
         Raises:
             ConfigError: no such metric, or options that exclude each other.
         """
-        from dse.sensitivity.metric import METRICS
+        from dse.sensitivity.measure import registered_metrics
 
-        METRICS.get(self.metric)
+        registered_metrics().get(self.metric)
         if self.relative_error is not None and (self.compare or self.metric != "kl"):
             raise ConfigError("--relative-error is for one table of measured KL (--metric kl)")
         if self.compare and granularity == "block" and n_units < 3:
@@ -152,9 +152,9 @@ def _all_metrics(
     evaluator: QualityEvaluator, units: tuple[Unit, ...], precisions: tuple[Precision, ...]
 ) -> dict[str, SensitivityTable]:
     """Return the table of every metric, measured KL first."""
-    from dse.sensitivity.metric import METRICS
+    from dse.sensitivity.measure import registered_metrics
 
-    names = ("kl", *(other for other in METRICS if other != "kl"))
+    names = ("kl", *(other for other in registered_metrics() if other != "kl"))
     return {
         name: MetricOptions(name, False, None, None).measure(evaluator, units, precisions) for name in names
     }

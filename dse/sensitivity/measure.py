@@ -18,10 +18,16 @@ from dse.content import canonical_json, content_hash, write_atomic
 from dse.evaluate.quality import QualityEvaluator
 from dse.formats.precision import Precision
 from dse.graph.units import Unit
-from dse.sensitivity.metric import METRICS, Measurement
+from dse.registry import Registry
+from dse.sensitivity.metric import METRICS, Measurement, SensitivityMetric
 from dse.sensitivity.table import SensitivityTable
 
 Progress = Callable[[int, int], None]
+
+
+def registered_metrics() -> Registry[SensitivityMetric]:
+    """Return every metric by name; only here are the modules imported that bring them."""
+    return METRICS
 
 
 def measure_sensitivity(
@@ -36,7 +42,7 @@ def measure_sensitivity(
     """Return the penalty of every unit at every precision, each quantized alone.
 
     Args:
-        metric: a registered name, see ``METRICS``.
+        metric: a registered name, see ``registered_metrics``.
         evaluator: model and calibration tokens; for "kl" a float32 model with ``keep_prefix`` (bfloat16 has a
             noise floor above the effect of 8 bits).
         units: rows; precisions: columns.
