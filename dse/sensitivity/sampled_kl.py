@@ -2,7 +2,8 @@
 
 The quantity is that of the metric "kl": the mean over all tokens of the sample. A cell is measured on windows
 (the beginnings of sequences), one after the other, until the standard error of its mean is small enough; what
-that does not settle is measured on the whole text, which is exact. All precisions of a unit share a pass.
+that does not settle is measured on the whole text, with no error of sampling. All precisions of a unit share
+a pass, whose products are of differences in bfloat16 where only weights change, see ``token_kl.py``.
 
 Estimate: a few pilot cells are measured on the whole text. Their mean d (each scaled to mean 1) says how
 sensitive each position is, and a cell with divergences y on the positions S is estimated by the ratio
