@@ -63,9 +63,12 @@ class Ledger:
         return goal
 
     def part(self, name: Objective, value: float, batch: int, role: Role) -> float:
-        """Return the part of a replica with so many requests, from the value of its pipeline."""
+        """Return the part of a replica with so many requests, from the value of its pipeline.
+
+        A bound of no seconds, which is all that is known when time is up early, bounds no rate.
+        """
         if name == "throughput":
-            return -batch / value
+            return -batch / value if value > 0 else -float("inf")
         return value * self._weight(name, batch, role)
 
     def value(self, name: Objective, part: float, batch: int, role: Role) -> float:
